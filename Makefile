@@ -1,0 +1,89 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+NAME := vault-plugin-secrets-autopay
+PLUGIN := $(CURDIR)/bin/$(NAME)
+SIM := $(CURDIR)/bin/autopaysim
+LINT := go tool -modfile=tools/go.mod golangci-lint
+SCRIPTS := .ci/run $(wildcard scripts/*.sh)
+
+# No cgo and no paths: one file that runs on any host of its kind. No VCS stamp: the
+# checksum registered in Vault depends on the source and on nothing else.
+BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
+
+.PHONY: help
+help: ## list these targets
+	@echo "$(NAME): a Vault secrets engine for Autopay. Needs Go, git and make."
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+	  while IFS='|' read -r target what; do printf '  make %-12s %s\n' "$$target" "$$what"; done
+
+.PHONY: build
+build: ## the plugin, bin/vault-plugin-secrets-autopay
+	@echo "build: the plugin, into bin/$(NAME)"
+	@$(BUILD) -o $(PLUGIN) .
+
+.PHONY: sim
+sim: ## the stand-in for Autopay, bin/autopaysim
+	@echo "sim: the stand-in for Autopay, into bin/autopaysim"
+	@$(BUILD) -o $(SIM) ./cmd/autopaysim
+
+.PHONY: demo
+demo: build sim ## a token read from a real Vault, start to finish, in about a minute
+	@scripts/demo.sh
+
+.PHONY: dev
+dev: build sim ## the same, left running for you to try
+	@scripts/demo.sh --dev
+
+.PHONY: test
+test: ## all tests: unit, then acceptance in real Vault servers
+	@echo "test: unit tests, then acceptance tests in real Vault servers."
+	@echo "      The first run builds Vault: about 4 minutes on 2 cores, cached afterwards."
+	@$(MAKE) unit
+	@$(MAKE) acceptance
+
+# The race detector needs a C compiler. Where there is none the tests still run.
+.PHONY: unit
+unit: ## unit tests with the race detector
+	@cc=$$(go env CC); race=(-race); export CGO_ENABLED=1; \
+	if ! type -P "$${cc%% *}" >/dev/null; then \
+	  echo "unit: no C compiler ($$cc), so no race detector; install gcc to have it" >&2; \
+	  if [ -n "$${CI-}" ]; then exit 1; fi; \
+	  race=(); CGO_ENABLED=0; \
+	fi; \
+	echo "unit: go test $${race[*]-} ./..."; \
+	go test $${race[@]+"$${race[@]}"} ./...
+
+.PHONY: acceptance
+acceptance: build ## the built plugin in real Vault servers
+	@echo "acceptance: the built plugin in real Vault servers on loopback"
+	@vault=$$(scripts/vault.sh); \
+	VAULT_BIN="$$vault" PLUGIN_BIN=$(PLUGIN) \
+	  go test -tags acceptance -count=1 -timeout 30m ./acceptance/...
+
+.PHONY: check
+check: lint test ## what CI runs: lint, then test
+
+.PHONY: lint
+lint: ## go vet, golangci-lint, gofumpt, shellcheck, tidy go.mod
+	@echo "lint: golangci-lint, with go vet and gofumpt (its own first build takes a minute or two)"
+	@$(LINT) run ./...
+	@echo "lint: shellcheck"
+	@if ! type -P shellcheck >/dev/null; then echo "lint: shellcheck is missing: apt-get install shellcheck" >&2; exit 1; fi
+	@shellcheck $(SCRIPTS)
+	@echo "lint: go.mod is tidy"
+	@go mod tidy -diff
+	@go -C tools mod tidy -diff
+
+.PHONY: fmt
+fmt: ## format the Go code
+	@echo "fmt: gofumpt and goimports"
+	@$(LINT) fmt ./...
+
+.PHONY: clean
+clean: ## remove bin/ (the cached Vault stays)
+	@echo "clean: removing bin/; the Vault built for tests stays in $${XDG_CACHE_HOME:-$$HOME/.cache}/$(NAME)"
+	@rm -rf bin

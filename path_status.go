@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func (b *backend) pathStatus() *framework.Path {
+	return credentialPath("status", logical.ReadOperation,
+		&framework.PathOperation{Callback: b.pathStatusRead, Responses: okResponse(statusFields())},
+		statusSynopsis, statusDescription)
+}
+
+func statusFields() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		"state":                {Type: framework.TypeString, Required: true, Description: "ok, degraded, failing or pending."},
+		"expire_time":          {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honouring the token; null without one."},
+		"last_vault_rotation":  {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the token; null without one."},
+		"next_rotation":        {Type: framework.TypeTime, Required: true, Description: "When the token is due to be replaced; null without one."},
+		"last_error":           {Type: framework.TypeString, Required: true, Description: "Why the last attempt failed; empty if it did not."},
+		"last_error_time":      {Type: framework.TypeTime, Required: true, Description: "When it failed; null if it did not."},
+		"consecutive_failures": {Type: framework.TypeInt, Required: true, Description: "Failed attempts since the last token."},
+		"next_attempt":         {Type: framework.TypeTime, Required: true, Description: "When the next attempt is allowed; null if nothing stands in its way."},
+		"token_requests_24h":   {Type: framework.TypeInt, Required: true, Description: "Token requests in the last 24 hours that count towards the limit."},
+		"token_request_limit":  {Type: framework.TypeInt, Required: true, Description: "Token requests allowed in any 24 hours; 0 is unlimited."},
+		"plugin_version":       {Type: framework.TypeString, Required: true, Description: "Version of this engine."},
+	}
+}
+
+// pathStatusRead corresponds to READ on autopay/status[/NAME].
+func (b *backend) pathStatusRead(
+	ctx context.Context,
+	_ *logical.Request,
+	d *framework.FieldData,
+) (*logical.Response, error) {
+	_, s, err := b.findConfigured(ctx, d)
+	if err != nil {
+		return respondError(err)
+	}
+	if s == nil {
+		return nil, nil //nolint:nilnil // Vault's way to say 404
+	}
+	now := b.now()
+	data := map[string]any{
+		"state":                s.state(now),
+		"expire_time":          timeOrNull(s.entry.ExpireTime),
+		"last_vault_rotation":  timeOrNull(s.entry.LastVaultRotation),
+		"next_rotation":        nil,
+		"last_error":           "",
+		"last_error_time":      nil,
+		"consecutive_failures": 0,
+		"next_attempt":         nil,
+		"token_requests_24h":   s.entry.requestsAt(now),
+		"token_request_limit":  s.config.TokenRequestLimit,
+		"plugin_version":       version,
+	}
+	if s.entry.AccessToken != "" {
+		data["next_rotation"] = timeOrNull(s.dueAt())
+	}
+	if f := s.problem(now); f != nil {
+		data["last_error"] = f.Text
+		data["last_error_time"] = timeOrNull(f.Time)
+		data["consecutive_failures"] = f.Count
+		data["next_attempt"] = timeOrNull(s.dueAt())
+	}
+	return &logical.Response{Data: data}, nil
+}
+
+func timeOrNull(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return formatTime(t)
+}

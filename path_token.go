@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	tokenPath = "token"
+
+	tokenSynopsis    = "Read the bearer token of an Autopay credential."
+	tokenDescription = `
+The token is shared by all readers, so it has no lease. Read it again after
+ttl seconds: by then it has been replaced. ttl is not the time to its expiry;
+that is expire_time.
+`
+	rotateSynopsis    = "Replace the token of an Autopay credential now."
+	rotateDescription = `
+For a token that has leaked, or that Autopay refuses before its time. A token
+younger than 60 s is kept, with a warning. A failed rotation keeps the old token.
+`
+	statusSynopsis    = "Show the health of an Autopay credential, without its token."
+	statusDescription = `
+state is ok; degraded (a live token, but the last refresh failed); failing (no
+live token); or pending (no token asked for yet).
+`
+)
+
+// userError is the caller's fault: a 400.
+type userError struct{ text string }
+
+// Error implements error.
+func (e *userError) Error() string { return e.text }
+
+// unprovedError is a config write that Autopay did not confirm.
+type unprovedError struct{ *fault }
+
+// respondError is the one place that turns errors into responses. A coded
+// error keeps its code across the plugin boundary only when it is returned
+// bare (FACTS: sdk/plugin/pb/translation.go, ErrToProtoErr).
+func respondError(err error) (*logical.Response, error) {
+	var (
+		user     *userError
+		unproved *unprovedError
+		failed   *failure
+	)
+	switch {
+	case isReadOnly(err):
+		return nil, logical.ErrReadOnly
+	case errors.As(err, &user):
+		return logical.ErrorResponse(user.text), nil
+	case errors.As(err, &unproved) && unproved.refused():
+		return logical.ErrorResponse(unproved.text + "; nothing was changed"), nil
+	case errors.As(err, &unproved):
+		return nil, logical.CodedError(unproved.status,
+			unproved.text+"; nothing was changed; verify=false stores it unproved")
+	case errors.As(err, &failed):
+		return nil, logical.CodedError(failed.Status, failed.Error())
+	case errors.Is(err, errClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return nil, logical.CodedError(http.StatusServiceUnavailable, "no answer in time; try again")
+	default:
+		return nil, err
+	}
+}
+
+func tokenFields() map[string]*framework.FieldSchema {
+	fields := rotationFields()
+	fields["access_token"] = &framework.FieldSchema{
+		Type: framework.TypeString, Required: true,
+		Description:  "The bearer token, for the Authorization header.",
+		DisplayAttrs: &framework.DisplayAttributes{Sensitive: true},
+	}
+	return fields
+}
+
+// rotationFields are those of token, less the token itself.
+func rotationFields() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		"token_type":          {Type: framework.TypeString, Required: true, Description: "Always Bearer."},
+		"scope":               {Type: framework.TypeString, Required: true, Description: "What the token is good for, as Autopay says."},
+		"expire_time":         {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honouring the token."},
+		"last_vault_rotation": {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the token."},
+		"rotation_period":     {Type: framework.TypeDurationSecond, Required: true, Description: "Seconds between two tokens."},
+		"ttl":                 {Type: framework.TypeDurationSecond, Required: true, Description: "Seconds until the token is due to be replaced, at least 5: read again then."},
+	}
+}
+
+// credentialPath is a path whose NAME is optional, with one operation.
+func credentialPath(path string, op logical.Operation, do *framework.PathOperation, synopsis, description string) *framework.Path {
+	do.Summary = synopsis
+	return &framework.Path{
+		Pattern: path + framework.OptionalParamRegex(fieldName),
+		DisplayAttrs: &framework.DisplayAttributes{
+			OperationPrefix: "autopay", OperationSuffix: "default-" + path + "|" + path,
+		},
+		Fields:          map[string]*framework.FieldSchema{fieldName: nameField()},
+		Operations:      map[logical.Operation]framework.OperationHandler{op: do},
+		HelpSynopsis:    synopsis,
+		HelpDescription: description,
+	}
+}
+
+func (b *backend) pathToken() *framework.Path {
+	return credentialPath(tokenPath, logical.ReadOperation,
+		&framework.PathOperation{Callback: b.pathTokenRead, Responses: okResponse(tokenFields())},
+		tokenSynopsis, tokenDescription)
+}
+
+func (b *backend) pathRotate() *framework.Path {
+	return credentialPath("rotate", logical.UpdateOperation,
+		&framework.PathOperation{
+			Callback: b.pathRotateWrite, Responses: okResponse(rotationFields()), ForwardPerformanceStandby: true,
+		},
+		rotateSynopsis, rotateDescription)
+}
+
+// hotRead answers a read of a live token that is not due, from memory and
+// without the framework, which asks Vault for its replication state on every
+// request (sdk/framework/backend.go, HandleRequest). It returns nil for
+// everything else.
+func (b *backend) hotRead(req *logical.Request) *logical.Response {
+	if req.Operation != logical.ReadOperation || len(req.Data) != 0 {
+		return nil
+	}
+	name, ok := strings.CutPrefix(req.Path, tokenPath+"/")
+	if !ok {
+		if req.Path != tokenPath {
+			return nil
+		}
+		name = "default"
+	}
+	v, ok := b.credentials.Load(name)
+	if !ok {
+		return nil
+	}
+	c := v.(*credential)
+	s, now := c.snap.Load(), b.now()
+	if s == nil || s.epoch != c.epoch.Load() || !s.live(now) || s.due(now) {
+		return nil
+	}
+	return tokenResponse(s, now)
+}
+
+// pathTokenRead corresponds to READ on autopay/token[/NAME].
+func (b *backend) pathTokenRead(
+	ctx context.Context,
+	req *logical.Request,
+	d *framework.FieldData,
+) (*logical.Response, error) {
+	c, s, err := b.findConfigured(ctx, d)
+	if err == nil && s == nil {
+		err = notConfigured(req, d)
+	}
+	if err != nil {
+		return respondError(err)
+	}
+	now := b.now()
+	switch {
+	case s.live(now) && s.due(now) && now.UnixNano() >= c.rest.Load():
+		c.refresh()
+	case s.live(now):
+	case !b.mayWrite():
+		return nil, logical.ErrReadOnly // the active node is to do it (rule 10)
+	default:
+		if f := s.blocked(now); f != nil {
+			return respondError(f)
+		}
+		err = c.refresh().wait(ctx)
+		now = b.now()
+		if s = c.snap.Load(); s == nil || !s.live(now) {
+			if err == nil { // it was deleted meanwhile
+				err = notConfigured(req, d)
+			}
+			return respondError(err)
+		}
+	}
+	return tokenResponse(s, now), nil
+}
+
+// tokenResponse is the token as readers get it. Two of them for one token
+// differ in ttl alone (and in warnings).
+func tokenResponse(s *snapshot, now time.Time) *logical.Response {
+	resp := rotationResponse(s, now)
+	resp.Data["access_token"] = s.entry.AccessToken
+	if f := s.problem(now); f != nil {
+		resp.AddWarning(fmt.Sprintf("this token could not be replaced and is served until %s: %s",
+			s.liveUntil.UTC().Format(time.RFC3339), f.Error()))
+	}
+	return resp
+}
+
+func rotationResponse(s *snapshot, now time.Time) *logical.Response {
+	return &logical.Response{Data: map[string]any{
+		"token_type":          "Bearer",
+		"scope":               s.entry.Scope,
+		"expire_time":         s.entry.ExpireTime.Format(time.RFC3339),
+		"last_vault_rotation": s.entry.LastVaultRotation.Format(time.RFC3339),
+		"rotation_period":     int64(s.period / time.Second),
+		"ttl":                 int64(s.ttl(now) / time.Second),
+	}}
+}
+
+// pathRotateWrite corresponds to UPDATE on autopay/rotate[/NAME].
+func (b *backend) pathRotateWrite(
+	ctx context.Context,
+	req *logical.Request,
+	d *framework.FieldData,
+) (*logical.Response, error) {
+	c, s, err := b.findConfigured(ctx, d)
+	if err == nil && s == nil {
+		err = notConfigured(req, d)
+	}
+	if err != nil {
+		return respondError(err)
+	}
+	var warning string
+	err = c.exclusively(ctx, func(ctx context.Context) (err error) {
+		warning, err = c.rotate(ctx)
+		return err
+	})
+	if err != nil {
+		return respondError(err)
+	}
+	s = c.snap.Load()
+	if s.config == nil {
+		return respondError(notConfigured(req, d))
+	}
+	resp := rotationResponse(s, b.now())
+	if warning != "" {
+		resp.AddWarning(warning)
+	}
+	return resp, nil
+}
+
+// findConfigured finds the credential that a request names; the snapshot is
+// nil where it is not configured.
+func (b *backend) findConfigured(ctx context.Context, d *framework.FieldData) (*credential, *snapshot, error) {
+	name, err := credentialName(d.Get(fieldName).(string))
+	if err != nil {
+		return nil, nil, &userError{err.Error()}
+	}
+	c, s, err := b.find(ctx, name)
+	if err != nil || s == nil {
+		return nil, nil, err
+	}
+	return c, s, s.damage
+}
+
+// notConfigured tells which path to write, with which fields.
+func notConfigured(req *logical.Request, d *framework.FieldData) error {
+	path := req.MountPoint + "config"
+	if name := d.Get(fieldName).(string); name != "" {
+		path += "/" + name
+	}
+	return &userError{fmt.Sprintf("this credential is not configured: write client_id and client_secret to %s first", path)}
+}
