@@ -112,7 +112,7 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if mount := b.mount.Load(); req.MountPoint != "" && (mount == nil || *mount != req.MountPoint) {
 		b.mount.Store(&req.MountPoint)
 	}
-	if strings.HasPrefix(req.Path, "config") && (req.Operation == logical.CreateOperation || req.Operation == logical.UpdateOperation) {
+	if strings.HasPrefix(req.Path, "config") {
 		if err := checkConfigFields(req.Data); err != nil {
 			return logical.ErrorResponse(err.Error()), nil
 		}

@@ -181,7 +181,7 @@ func dialProblem(err error) string {
 		return "its certificate is for another host"
 	case errors.As(err, &invalid):
 		return "its certificate is not valid"
-	case errors.As(err, &record):
+	case errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &record):
 		return "it does not speak TLS"
 	case errors.As(err, &errno):
 		return errno.Error()

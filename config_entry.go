@@ -152,12 +152,12 @@ func wholeNumber(value any) (int64, error) {
 
 // seconds reads a duration: a number of seconds, or text such as 90m or 2d.
 func seconds(value any) (int64, error) {
-	if n, err := wholeNumber(value); err == nil {
+	if n, err := wholeNumber(value); err == nil && n >= 0 {
 		return n, nil
 	}
 	text, ok := value.(string)
 	d, err := parseutil.ParseDurationSecond(text)
-	if !ok || text == "" || err != nil || d%time.Second != 0 {
+	if !ok || text == "" || err != nil || d < 0 || d%time.Second != 0 {
 		return 0, errors.New("a duration in whole seconds, such as 3600 or 1h")
 	}
 	return int64(d / time.Second), nil

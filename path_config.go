@@ -252,8 +252,12 @@ func (b *backend) pathConfigWrite(
 	if err != nil {
 		return respondError(err)
 	}
-	// Not nil, which would drop the framework's warning of unknown fields.
-	return &logical.Response{}, nil
+	for field := range req.Data {
+		if d.Schema[field] == nil {
+			return &logical.Response{}, nil // nil would drop the framework's warning of it
+		}
+	}
+	return nil, nil //nolint:nilnil // 204
 }
 
 // changedConfig is the stored config (nil: none) with the fields of a request
@@ -279,8 +283,8 @@ func changedConfig(stored *configEntry, data map[string]any) (*configEntry, erro
 	return next, nil
 }
 
-// checkConfigFields looks at the types of a config write before the SDK
-// does, whose own error quotes the value back into the answer and the log.
+// checkConfigFields looks at the types of a config request's fields before the
+// SDK does, whose own error quotes the value back into the answer and the log.
 func checkConfigFields(data map[string]any) error {
 	scratch := new(configEntry)
 	for field, value := range data {

@@ -92,6 +92,9 @@ func (s *server) call(ctx context.Context, token, method, path string, body any)
 	}
 	req.Header.Set("X-Vault-Token", token)
 	req.Header.Set("X-Vault-Request", "true")
+	if method == http.MethodPatch {
+		req.Header.Set("Content-Type", "application/merge-patch+json")
+	}
 
 	resp, err := (&http.Client{Transport: s.witness}).Do(req)
 	if err != nil {
@@ -123,7 +126,7 @@ func (s *server) cli(t *testing.T, token string, args ...string) (string, int) {
 	out, err := cmd.CombinedOutput()
 
 	readsToken := args[0] == "read" && strings.Contains(strings.Join(args, " "), "/token")
-	s.witness.see("output of vault "+args[0], out, readsToken)
+	s.witness.see(fmt.Sprintf("output of vault %v", args), out, readsToken)
 
 	var failed *exec.ExitError
 	if err != nil && !errors.As(err, &failed) {

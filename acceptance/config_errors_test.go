@@ -4,7 +4,6 @@ package acceptance
 
 import (
 	"net/http"
-	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -71,17 +70,9 @@ var badFields = map[string]struct {
 	"verify words":                    {pairs("verify", "perhaps"), "verify"},
 	"token_url without client_secret": {pairs("token_url", "https://127.0.0.1:1/token"), "client_secret"},
 	"token_url back to default":       {pairs("token_url", ""), "client_secret"},
-	"ca_cert without client_secret":   {pairs("ca_cert", anyCert), "client_secret"},
 	"a good field beside a bad one":   {pairs("rotation_period", 7200, "request_timeout", 0), "request_timeout"},
 	"a bad field with verify=false":   {pairs("token_url", "http://example.com/", "client_secret", canarySecret, "verify", false), "token_url"},
 }
-
-// anyCert is the certificate of a server that is no more.
-var anyCert = func() string {
-	web := httptest.NewTLSServer(http.NotFoundHandler())
-	defer web.Close()
-	return (&provider{web: web}).caCert()
-}()
 
 // TestBadFields changes a working credential to each of badFields, and creates
 // one with it: a 400 that names the field, and nothing changes or comes to be.
@@ -208,6 +199,10 @@ func TestTokenURLNeedsSecret(t *testing.T) {
 	if n := attacker.Requests(""); n != 0 {
 		t.Errorf("the other host was asked %d times", n)
 	}
+	if a := m.write(t, "config", pairs("ca_cert", otherCert(t))); a.status != http.StatusBadRequest || !strings.Contains(a.errors(), "client_secret") {
+		t.Errorf("ca_cert: %v, want 400", a)
+	}
+	m.wantUnchanged(t, p, cred, old, 0)
 	// The same URL again is no change.
 	m.mustWrite(t, "config", pairs("token_url", cred.tokenURL))
 	m.wantUnchanged(t, p, cred, old, 0)

@@ -53,8 +53,8 @@ type mount struct {
 	at string
 }
 
-// enable mounts the plugin at a path of the test's own, and unmounts it when
-// the test ends.
+// enable mounts the plugin at a path of the test's own. When the test ends it
+// is unmounted, and its answers must not have held a secret.
 func enable(t *testing.T, s *server) mount {
 	t.Helper()
 	return enableAt(t, s, "autopay-"+random(4))
@@ -65,7 +65,12 @@ func enableAt(t *testing.T, s *server, path string) mount {
 	if err := s.root().Sys().MountWithContext(t.Context(), path, &api.MountInput{Type: pluginName}); err != nil {
 		t.Fatalf("enable: %v", err)
 	}
-	t.Cleanup(func() { _ = s.root().Sys().Unmount(path) }) // the server may be gone
+	t.Cleanup(func() {
+		_ = s.root().Sys().Unmount(path) // the server may be gone
+		for _, leak := range s.witness.about("/" + path + "/") {
+			t.Error(leak)
+		}
+	})
 	return mount{server: s, at: path}
 }
 

@@ -3,7 +3,10 @@
 package acceptance
 
 import (
+	"encoding/json"
 	"encoding/pem"
+	"io"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -22,19 +25,21 @@ type provider struct {
 
 func startProvider(t *testing.T) *provider {
 	t.Helper()
-	return serveProvider(t, httptest.NewServer)
+	return serveProvider(t, (*httptest.Server).Start)
 }
 
 func startTLSProvider(t *testing.T) *provider {
 	t.Helper()
-	return serveProvider(t, httptest.NewTLSServer)
+	return serveProvider(t, (*httptest.Server).StartTLS)
 }
 
-func serveProvider(t *testing.T, serve func(http.Handler) *httptest.Server) *provider {
+func serveProvider(t *testing.T, start func(*httptest.Server)) *provider {
 	t.Helper()
 	// Eleven tokens for one client is more than any test here should need.
 	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{}, BanAfter: 10})
-	web := serve(sim)
+	web := httptest.NewUnstartedServer(sim)
+	web.Config.ErrorLog = log.New(io.Discard, "", 0) // failed handshakes are wanted
+	start(web)
 	t.Cleanup(func() {
 		sim.Close() // first: it frees what hangs
 		web.Close()
@@ -52,8 +57,8 @@ func (p *provider) caCert() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.web.Certificate().Raw}))
 }
 
-// accepts reports whether the protected resource answers to a token.
-func (p *provider) accepts(t *testing.T, token string) bool {
+// owner asks the protected resource whose token it is; "" for one it refuses.
+func (p *provider) owner(t *testing.T, token string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.web.URL+autopaysim.ResourcePath, nil)
 	if err != nil {
@@ -65,7 +70,29 @@ func (p *provider) accepts(t *testing.T, token string) bool {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	return resp.StatusCode == http.StatusOK
+	var who struct {
+		ClientID string `json:"client_id"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&who); err != nil {
+		t.Fatal(err)
+	}
+	return who.ClientID
+}
+
+// accepts reports whether the protected resource answers to a token.
+func (p *provider) accepts(t *testing.T, token string) bool {
+	t.Helper()
+	return p.owner(t, token) != ""
+}
+
+// otherCert is the certificate of an authority that signed nothing here.
+func otherCert(t *testing.T) string {
+	t.Helper()
+	_, ca, err := autopaysim.SelfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(ca)
 }
 
 // credential is what Autopay gives an application.

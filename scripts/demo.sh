@@ -49,7 +49,6 @@ tmp='' vault_pid='' sim_pid='' done=''
 
 # stop ends a process group: by asking its leader, then after 10 s by force.
 stop() {
-  [ -n "$1" ] || return 0
   kill -TERM "$1" 2>/dev/null || true
   local tries=100
   while kill -0 "$1" 2>/dev/null && [ $((tries--)) -gt 0 ]; do sleep 0.1; done
@@ -62,14 +61,13 @@ cleanup() {
   trap '' HUP INT TERM # a second Ctrl-C must not leave half of it behind
   trap - EXIT
   if [ "$code" -ne 0 ] && [ "$code" -lt 128 ] && [ -s "$tmp/vault.log" ]; then
-    printf '\nThe last lines of the Vault server'\''s log:\n' >&2
-    tail -n 15 "$tmp/vault.log" >&2
+    grep -E '\[(WARN|ERROR)\]|^Error' "$tmp/vault.log" | grep -v 'no `api_addr` value' | tail -n 15 >&2 || true
   fi
-  stop "$vault_pid"
-  stop "$sim_pid"
+  local pid
+  for pid in $(jobs -p); do stop "$pid"; done
   if [ -n "$tmp" ]; then
     rm -rf "$tmp"
-    if [ -n "$done" ]; then
+    if [ -n "$done" ] && [ "$code" -eq 0 ]; then
       note "All that this started is stopped and removed. 'make dev' leaves it running for you to try."
     else
       printf '\ndemo: stopped; all that it started is gone.\n' >&2
@@ -120,14 +118,15 @@ for binary in "$name" autopaysim; do
   [ -x "bin/$binary" ] || fail "bin/$binary is missing: run 'make demo' or 'make dev'"
 done
 if type -P sha256sum >/dev/null; then sum=sha256sum; else sum='shasum -a 256'; fi
-vault_on_path=$(type -P vault >/dev/null && echo vault || true)
 vault_bin=$(scripts/vault.sh --any)
+if type -P vault >/dev/null; then users_vault=vault; else users_vault=$vault_bin; fi
 
 # Nothing of the user's own Vault comes in, and nothing goes out to it.
 for variable in ${!VAULT_@}; do unset "$variable"; done
 tmp=$(cd "$(mktemp -d)" && pwd -P)
 mkdir "$tmp/home" "$tmp/bin" "$tmp/plugins"
-export HOME="$tmp/home" PATH="$tmp/bin:$PATH" NO_PROXY="127.0.0.1,localhost,${NO_PROXY-}" no_proxy="127.0.0.1,localhost,${no_proxy-}"
+export HOME="$tmp/home" PATH="$tmp/bin:$PATH"
+export NO_PROXY="127.0.0.1,localhost,${NO_PROXY-}" no_proxy="127.0.0.1,localhost,${no_proxy-}"
 ln -s "$vault_bin" "$tmp/bin/vault"
 cp "bin/$name" "$tmp/plugins/"
 
@@ -184,7 +183,6 @@ start_vault() {
       return
     fi
     stop "$vault_pid"
-    vault_pid=''
     grep -q 'address already in use' "$tmp/vault.log" || break
     note "Port $port is taken; trying another ($try)."
   done
@@ -203,7 +201,7 @@ else
 fi
 start_vault
 version=$("bin/$name" -version)
-note "Server: $(vault version | cut -d' ' -f1,2) in dev mode at $VAULT_ADDR, with bin/$name $version in its plugin directory."
+note "Server: $(vault version | cut -d, -f1) in dev mode at $VAULT_ADDR, with bin/$name $version in its plugin directory."
 
 heading "Register the plugin and enable it"
 run "SHA256=\$($sum bin/$name | cut -d' ' -f1)"
@@ -242,18 +240,19 @@ if [ -n "$dev" ]; then
   heading "Running until Ctrl-C. In another terminal:"
   note "export VAULT_ADDR=$VAULT_ADDR"
   note "export VAULT_TOKEN=$VAULT_TOKEN"
-  note "${vault_on_path:-$vault_bin} read autopay/token"
+  note "$users_vault read autopay/token"
+  trap 'exit 0' INT # the way to end this is no error
   wait "$vault_pid" || true
   fail "the Vault server ended by itself"
 fi
 
 if [ -z "$real" ]; then
-  heading "The token is replaced before it expires, readers or none"
+  heading "The token is replaced before it expires"
   last_rotation() { VAULT_TOKEN=$APP_TOKEN vault read -field=last_vault_rotation autopay/token; }
   reads=2 first=$(last_rotation)
   ttl=$(VAULT_TOKEN=$APP_TOKEN vault read -field=ttl autopay/token)
   reads=$((reads + 2))
-  note "Due in $ttl s. Reading it every second until last_vault_rotation changes:"
+  note "The next one is due in $ttl s. Reading the token every second until last_vault_rotation changes:"
   end=$((SECONDS + 60)) now=$first
   while [ "$now" = "$first" ]; do
     [ "$SECONDS" -lt "$end" ] || fail "no new token after 60 s"

@@ -245,10 +245,12 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, answer reply, f Fa
 // drip writes a byte at a time until the client leaves.
 func (s *Server) drip(w http.ResponseWriter, r *http.Request, body []byte, pause time.Duration) {
 	for i := range body {
-		_, err := w.Write(body[i : i+1])
-		_ = http.NewResponseController(w).Flush()
-		if err != nil || !s.wait(r.Context(), pause) {
+		if i > 0 && !s.wait(r.Context(), pause) {
 			panic(http.ErrAbortHandler)
 		}
+		if _, err := w.Write(body[i : i+1]); err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		_ = http.NewResponseController(w).Flush() // an error: the next write shows it
 	}
 }

@@ -2,13 +2,13 @@ package autopaysim
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
-	"io"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -43,8 +43,8 @@ func call(t *testing.T, s *Server, method, path, body string, header ...string) 
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	for i := 0; i < len(header); i += 2 {
-		req.Header.Set(header[i], header[i+1])
+	for pair := range slices.Chunk(header, 2) {
+		req.Header.Set(pair[0], pair[1])
 	}
 	w := httptest.NewRecorder()
 	s.ServeHTTP(w, req)
@@ -58,8 +58,8 @@ func tokenBody(t *testing.T, changes ...string) string {
 		"client_id": "demo-client", "client_secret": "demo-secret",
 		"audience": "https://api.autopay.io", "grant_type": "client_credentials",
 	}
-	for i := 0; i < len(changes); i += 2 {
-		fields[changes[i]] = changes[i+1]
+	for pair := range slices.Chunk(changes, 2) {
+		fields[pair[0]] = pair[1]
 	}
 	body, err := json.Marshal(fields)
 	if err != nil {
@@ -91,59 +91,58 @@ func whoami(t *testing.T, s *Server, token string) (int, string) {
 	return call(t, s, http.MethodGet, ResourcePath, "", "Authorization", "Bearer "+token)
 }
 
-func TestTokenRequest(t *testing.T) {
+func TestGranted(t *testing.T) {
 	t.Parallel()
+	for _, media := range []string{"application/json", "application/json; charset=utf-8"} {
+		s := New(Options{})
+		status, body := call(t, s, http.MethodPost, TokenPath, tokenBody(t), "Content-Type", media)
+		var g granted
+		if err := json.Unmarshal([]byte(body), &g); err != nil || status != http.StatusOK {
+			t.Fatalf("%d %s", status, body)
+		}
+		if want := (granted{g.AccessToken, "customer_club", 86400, "Bearer"}); g != want || len(g.AccessToken) != len("sim.")+43 {
+			t.Errorf("answer %+v", g)
+		}
+		want := Counters{TokenRequests: 1, TokensIssued: 1, MaxInFlight: 1}
+		if stats := s.Stats(); !s.Valid(g.AccessToken) || stats.Counters != want || stats.Clients["demo-client"] != want {
+			t.Errorf("valid %v, stats %+v", s.Valid(g.AccessToken), stats)
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	const unauthorized = `{"error":"access_denied","error_description":"Unauthorized"}`
 	tests := map[string]struct {
 		body   string
-		header []string
+		media  string // "": application/json
 		status int
-		error  string
-		text   string
+		answer string // that the answer contains
 	}{
-		"good":           {body: tokenBody(t), status: 200},
-		"media type":     {body: tokenBody(t), header: []string{"Content-Type", "application/json; charset=utf-8"}, status: 200},
-		"wrong secret":   {body: tokenBody(t, "client_secret", "wrong"), status: 401, error: "access_denied", text: "Unauthorized"},
-		"unknown client": {body: tokenBody(t, "client_id", "nobody"), status: 401, error: "access_denied", text: "Unauthorized"},
-		"empty secret":   {body: tokenBody(t, "client_id", "gone", "client_secret", ""), status: 401, error: "access_denied", text: "Unauthorized"},
-		"form":           {body: tokenBody(t), header: []string{"Content-Type", "application/x-www-form-urlencoded"}, status: 400, error: "invalid_request", text: "Content-Type"},
-		"not JSON":       {body: "client_id=x", status: 400, error: "invalid_request", text: "body"},
-		"wrong type":     {body: `{"client_id":1}`, status: 400, error: "invalid_request", text: "body"},
-		"grant":          {body: tokenBody(t, "grant_type", "password"), status: 400, error: "invalid_request", text: "grant_type"},
-		"audience":       {body: tokenBody(t, "audience", "https://x"), status: 400, error: "invalid_request", text: "audience"},
-		"too long":       {body: tokenBody(t, "client_id", strings.Repeat("x", maxBody)), status: 400, error: "invalid_request", text: "body"},
+		"wrong secret":   {body: tokenBody(t, "client_secret", "wrong"), status: 401, answer: unauthorized},
+		"unknown client": {body: tokenBody(t, "client_id", "nobody"), status: 401, answer: unauthorized},
+		"removed client": {body: tokenBody(t, "client_id", "gone", "client_secret", ""), status: 401, answer: unauthorized},
+		"form":           {body: tokenBody(t), media: "application/x-www-form-urlencoded", status: 400, answer: "Content-Type"},
+		"not JSON":       {body: "client_id=x", status: 400, answer: "body"},
+		"wrong type":     {body: `{"client_id":1}`, status: 400, answer: "body"},
+		"grant":          {body: tokenBody(t, "grant_type", "password"), status: 400, answer: "grant_type"},
+		"audience":       {body: tokenBody(t, "audience", "https://x"), status: 400, answer: "audience"},
+		"too long":       {body: tokenBody(t, "client_id", strings.Repeat("x", maxBody)), status: 400, answer: "body"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := New(Options{})
 			s.SetClient("gone", "")
-			status, body := call(t, s, http.MethodPost, TokenPath, test.body, test.header...)
-			if status != test.status {
-				t.Fatalf("status %d, want %d: %s", status, test.status, body)
+			status, body := call(t, s, http.MethodPost, TokenPath, test.body, "Content-Type", cmp.Or(test.media, "application/json"))
+			if status != test.status || !strings.Contains(body, test.answer) {
+				t.Errorf("%d %s, want %d with %s", status, body, test.status, test.answer)
 			}
-			stats := s.Stats()
-			if stats.TokenRequests != 1 || stats.InFlight != 0 || stats.MaxInFlight != 1 || stats.Faulted != 0 {
-				t.Errorf("stats %+v", stats)
+			if invalid := strings.Contains(body, `"error":"invalid_request"`); invalid != (status == http.StatusBadRequest) {
+				t.Errorf("%d %s", status, body)
 			}
-			if status == http.StatusOK {
-				var g granted
-				if err := json.Unmarshal([]byte(body), &g); err != nil {
-					t.Fatal(err)
-				}
-				if !strings.HasPrefix(g.AccessToken, "sim.") || g.Scope != "customer_club" || g.ExpiresIn != 86400 || g.TokenType != "Bearer" {
-					t.Errorf("answer %+v", g)
-				}
-				if !s.Valid(g.AccessToken) || stats.TokensIssued != 1 || stats.Refused != 0 {
-					t.Errorf("valid %v, stats %+v", s.Valid(g.AccessToken), stats)
-				}
-				return
-			}
-			var e errorAnswer
-			if err := json.Unmarshal([]byte(body), &e); err != nil || e.Error != test.error || !strings.Contains(e.Description, test.text) {
-				t.Errorf("answer %s, want %s about %s", body, test.error, test.text)
-			}
-			if stats.TokensIssued != 0 || stats.Refused != 1 {
-				t.Errorf("stats %+v", stats)
+			if want := (Counters{TokenRequests: 1, Refused: 1, MaxInFlight: 1}); s.Stats().Counters != want {
+				t.Errorf("stats %+v", s.Stats())
 			}
 		})
 	}
@@ -351,70 +350,29 @@ func TestReset(t *testing.T) {
 	}
 }
 
-// TestConcurrent holds requests of two clients at once, over TCP, and counts them in flight.
+// TestConcurrent is for the race detector.
 func TestConcurrent(t *testing.T) {
 	t.Parallel()
-	s := New(Options{Clients: map[string]string{"demo-client": "demo-secret", "other": "o"}})
-	s.SetFault(Fault{Kind: FaultHang})
-	server := httptest.NewServer(s)
-	t.Cleanup(server.Close)
-	t.Cleanup(s.Close)
-	const each = 5
-	arrived, ended := make(chan struct{}, 4*each), make(chan error, 4*each)
-	s.opts.OnRequest = nil
-	for _, body := range []string{tokenBody(t), tokenBody(t, "client_id", "other", "client_secret", "o")} {
-		for range each {
-			go func() {
-				resp, err := server.Client().Post(server.URL+TokenPath, "application/json", &signalReader{strings.NewReader(body), arrived})
-				if err == nil {
-					err = resp.Body.Close()
+	s := New(Options{BanAfter: 50, MaxLog: 10})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 25 {
+				token := obtain(t, s).AccessToken
+				_, _ = whoami(t, s, token)
+				s.SetFault(Fault{Kind: FaultOverride, Times: 1})
+				s.SetClient("other", "x")
+				s.SetLifetime(time.Minute)
+				s.Revoke(token)
+				if s.Valid(token) || s.Banned("other") || len(s.Log()) > 10 {
+					t.Error("a revoked token is valid, or the wrong client banned, or the log too long")
 				}
-				ended <- err
-			}()
-		}
+				s.Reset()
+			}
+		})
 	}
-	for range 2 * each {
-		<-arrived
-	}
-	for s.Stats().InFlight < 2*each { // sent is not yet received: loopback takes a moment
-		_, _ = call(t, s, http.MethodGet, "/sim/stats", "")
-	}
-	stats := s.Stats()
-	if stats.MaxInFlight != 2*each || stats.Clients["other"].MaxInFlight != each || stats.Clients["demo-client"].InFlight != each {
-		t.Errorf("stats %+v", stats)
-	}
-	s.Close()
-	for range 2 * each {
-		if err := <-ended; err == nil {
-			t.Error("a request that hung was answered")
-		}
-	}
-	server.Close()
-	if stats := s.Stats(); stats.InFlight != 0 || stats.MaxInFlight != 2*each || len(s.Log()) != 2*each {
-		t.Errorf("at the end: %+v", stats)
-	}
-}
-
-// signalReader tells when it has been read to its end.
-type signalReader struct {
-	io.Reader
-	read chan<- struct{}
-}
-
-func (r *signalReader) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	if err == io.EOF {
-		r.read <- struct{}{}
-	}
-	return n, err
-}
-
-func TestStatsAreACopy(t *testing.T) {
-	t.Parallel()
-	s := New(Options{})
-	before := s.Stats()
-	maps.Copy(before.Clients, map[string]Counters{"demo-client": {TokenRequests: 9}})
-	if s.Requests("demo-client") != 0 {
-		t.Error("a caller changed the server's counters")
+	wg.Wait()
+	if n := s.Stats().InFlight; n != 0 {
+		t.Errorf("%d in flight at the end", n)
 	}
 }

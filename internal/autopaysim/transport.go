@@ -49,15 +49,14 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	go func() {
 		defer leave()
 		err := t.serve(w, r)
-		stop()
+		if stop(); err != nil && caller.Err() != nil {
+			err = caller.Err() // which is why the handler gave up
+		}
 		_ = in.CloseWithError(err)
 		w.begin(0)
 	}()
 
-	select {
-	case <-w.begun:
-	case <-caller.Done():
-	}
+	<-w.begun // at the latest when the context ends, for the handler minds it
 	if err := caller.Err(); err != nil {
 		leave()
 		return nil, err

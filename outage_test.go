@@ -1,0 +1,329 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// attempts are the times since the bubble's start at which requests reached
+// Autopay from the n-th on.
+func (e *engine) attempts(n int) []time.Duration {
+	var at []time.Duration
+	for _, entry := range e.sim.Log()[n:] {
+		at = append(at, entry.Time.Sub(start2000))
+	}
+	return at
+}
+
+func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		token := e.token("token")["access_token"]
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500})
+		time.Sleep(18*time.Hour + time.Second)
+		synctest.Wait()
+		for range 6*3600 - 40 { // to the end of its life
+			resp, err := e.read("token")
+			if err != nil || resp.Data["access_token"] != token || len(resp.Warnings) != 1 {
+				t.Fatalf("after %s: %v %v, want the old token and a warning", time.Since(start2000), resp, err)
+			}
+			if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > 60 {
+				t.Fatalf("ttl %d in an outage, want 5 to 60", ttl)
+			}
+			time.Sleep(time.Second)
+		}
+		if state := e.status("status")["state"]; state != "degraded" {
+			t.Errorf("state %v, want degraded", state)
+		}
+		time.Sleep(time.Minute)
+		resp, err := e.read("token")
+		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "Autopay answered 500 Internal Server Error") || !strings.Contains(err.Error(), "; the next attempt is at 2000-01-02T00:") {
+			t.Errorf("without a live token: %d %v", code(resp, err), err)
+		}
+		if state := e.status("status")["state"]; state != "failing" {
+			t.Errorf("state %v, want failing", state)
+		}
+		// It heals without a reader.
+		e.sim.SetFault(autopaysim.Fault{})
+		time.Sleep(time.Minute)
+		if got := e.status("status"); got["state"] != "ok" || got["consecutive_failures"] != 0 || got["last_error"] != "" {
+			t.Errorf("a minute after Autopay is back: %v", got)
+		}
+	})
+}
+
+func TestRule5Backoff(t *testing.T) {
+	t.Parallel()
+	const sec, minute = time.Second, time.Minute
+	for name, test := range map[string]struct {
+		fault autopaysim.Fault
+		code  int
+		gaps  [][2]time.Duration // between the attempts, least and most; the last goes for all that follow
+	}{
+		"status 500": {
+			autopaysim.Fault{Kind: "status", Status: 500},
+			503,
+			[][2]time.Duration{{sec, sec}, {1500 * time.Millisecond, 2 * sec}, {3 * sec, 4 * sec}, {6 * sec, 8 * sec}, {12 * sec, 16 * sec}, {24 * sec, 32 * sec}, {45 * sec, minute}},
+		},
+		"status 429":              {autopaysim.Fault{Kind: "status", Status: 429}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"status 408":              {autopaysim.Fault{Kind: "status", Status: 408}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"redirect":                {autopaysim.Fault{Kind: "redirect"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"malformed":               {autopaysim.Fault{Kind: "malformed"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"cut":                     {autopaysim.Fault{Kind: "close"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"hang":                    {autopaysim.Fault{Kind: "hang"}, 503, [][2]time.Duration{{11 * sec, 11 * sec}, {11 * sec, 70 * sec}}},
+		"status 400":              {autopaysim.Fault{Kind: "status", Status: 400}, 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
+		"status 401":              {autopaysim.Fault{Kind: "status", Status: 401}, 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
+		"status 403":              {autopaysim.Fault{Kind: "status", Status: 403}, 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
+		"Retry-After 90 s":        {retryAfter(503, "90"), 503, [][2]time.Duration{{90 * sec, 90 * sec}}},
+		"Retry-After 1 s":         {retryAfter(401, "1"), 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
+		"Retry-After 10 h":        {retryAfter(429, "36000"), 503, [][2]time.Duration{{time.Hour, time.Hour}}},
+		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, [][2]time.Duration{{30 * minute, 30 * minute}, {sec, sec + sec}, {sec, minute}}},
+		"Retry-After in words":    {retryAfter(503, "soon"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				e := newEngine(t, autopaysim.Options{})
+				e.configure("default", "verify", false, "token_request_limit", 0)
+				e.sim.SetFault(test.fault)
+				resp, err := e.read("token")
+				if code(resp, err) != test.code {
+					t.Errorf("the first reader got %d %v, want %d", code(resp, err), err, test.code)
+				}
+				// In between every reader gets the last error at once.
+				for range 100 {
+					before := time.Now()
+					resp, again := e.read("token")
+					if code(resp, again) != test.code || again.Error() != err.Error() || time.Since(before) > 0 {
+						t.Fatalf("a reader in between got %d %v after %s, want %v", code(resp, again), again, time.Since(before), err)
+					}
+				}
+				e.wantRequests(1)
+				time.Sleep(2 * time.Hour)
+				at := e.attempts(0)
+				if len(at) < 2 {
+					t.Fatalf("%d attempts in 2 hours", len(at))
+				}
+				for i := 1; i < len(at); i++ {
+					gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]
+					if gap < want[0] || gap > want[1] {
+						t.Fatalf("attempt %d came %s after the one before, want %s to %s", i, gap, want[0], want[1])
+					}
+				}
+			})
+		})
+	}
+}
+
+func retryAfter(status int, value string) autopaysim.Fault {
+	return autopaysim.Fault{Kind: "status", Status: status, Header: http.Header{"Retry-After": {value}}}
+}
+
+func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default", "client_secret", "not-yet-valid", "verify", false)
+		e.tick()
+		synctest.Wait()
+		e.wantRequests(1) // refused: the next attempt is in 5 minutes
+		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadGateway {
+			t.Errorf("rotate at once: %d %v, want the last error", code(resp, err), err)
+		}
+		e.wantRequests(1)
+		time.Sleep(rotateSpacing)
+		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadGateway {
+			t.Errorf("rotate after 5 s: %d %v, want a new refusal", code(resp, err), err)
+		}
+		e.wantRequests(2)
+		e.configure("default")
+		e.wantRequests(3)
+		e.token("token")
+		e.wantRequests(3)
+	})
+}
+
+func TestRule8Ledger(t *testing.T) {
+	t.Parallel()
+	t.Run("no request beyond the limit in any 24 hours", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
+			e.configure("default", "token_request_limit", 10)
+			var live, dark int
+			for range 3 * 24 * 60 {
+				resp, err := e.read("token")
+				switch {
+				case err == nil && e.sim.Valid(resp.Data["access_token"].(string)):
+					live++
+				case code(resp, err) == http.StatusServiceUnavailable && strings.Contains(err.Error(), "token_request_limit of 10 in 24 hours is used up"):
+					dark++
+				default:
+					t.Fatal(resp, err)
+				}
+				time.Sleep(time.Minute)
+				if dark%100 == 50 { // the limit survives a restart and a changed config
+					e.restart()
+					e.configure("default", "rotation_period", 45*60+dark)
+				}
+			}
+			at := e.attempts(0)
+			for i := 10; i < len(at); i++ {
+				if gap := at[i] - at[i-10]; gap < ledgerWindow {
+					t.Errorf("requests %d to %d came within %s", i-10, i, gap)
+				}
+			}
+			if len(at) != 30 {
+				t.Errorf("%d requests in 3 days, want 30", len(at))
+			}
+			t.Logf("a live token for %d minutes, none for %d", live, dark)
+		})
+	})
+	t.Run("stored before the request leaves", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.configure("default", "verify", false, "token_request_limit", 3)
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+			for want := range 3 {
+				e.tick()
+				synctest.Wait()
+				e.restart() // while the request is under way, as kill -9 would
+				if used := e.status("status")["token_requests_24h"]; used != want+1 {
+					t.Fatalf("%v requests in the ledger, want %d", used, want+1)
+				}
+			}
+			e.sim.SetFault(autopaysim.Fault{})
+			e.tick()
+			if resp, err := e.read("token"); code(resp, err) != http.StatusServiceUnavailable {
+				t.Fatalf("at the limit: %v %v", resp, err)
+			}
+			if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
+				t.Fatalf("rotate at the limit: %v %v", resp, err)
+			}
+			if resp, err := e.write("config", map[string]any{"client_secret": "new"}); code(resp, err) != http.StatusServiceUnavailable {
+				t.Fatalf("config at the limit: %v %v", resp, err)
+			}
+			e.wantRequests(3)
+			e.configure("default", "token_request_limit", 4) // raising it helps at once
+			e.token("token")
+		})
+	})
+	t.Run("no request leaves when the ledger can't be stored", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.configure("default", "verify", false)
+			e.storage.failWith(func(op, _ string) error {
+				if op == "put" {
+					return errors.New("disk full")
+				}
+				return nil
+			})
+			for range 3600 {
+				resp, err := e.read("token")
+				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(err.Error(), "storing the token entry") {
+					t.Fatal(resp, err)
+				}
+				time.Sleep(time.Second)
+			}
+			e.wantRequests(0)
+			e.storage.failWith(nil)
+			time.Sleep(time.Minute)
+			e.token("token")
+		})
+	})
+	for name, test := range map[string]struct {
+		fault autopaysim.Fault
+		used  int
+	}{
+		"a refusal is struck out":                     {autopaysim.Fault{Kind: "status", Status: 401}, 0},
+		"a 503 is struck out":                         {autopaysim.Fault{Kind: "status", Status: 503}, 0},
+		"a redirect is struck out":                    {autopaysim.Fault{Kind: "redirect"}, 0},
+		"a connection that never stood is struck out": {autopaysim.Fault{Kind: "refused"}, 0},
+		"a timeout stays":                             {autopaysim.Fault{Kind: "hang"}, 1},
+		"a cut connection stays":                      {autopaysim.Fault{Kind: "close"}, 1},
+		"half an answer stays":                        {autopaysim.Fault{Kind: "cut"}, 1},
+		"a malformed answer stays":                    {autopaysim.Fault{Kind: "malformed"}, 1},
+		"a 204 stays":                                 {autopaysim.Fault{Kind: "status", Status: 204}, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				e := newEngine(t, autopaysim.Options{})
+				e.sim.SetFault(test.fault)
+				e.configure("default", "verify", false)
+				if resp, err := e.read("token"); err == nil {
+					t.Fatal(resp)
+				}
+				for range 2 { // the strike-out is stored: a restart does not undo it
+					if used := e.status("status")["token_requests_24h"]; used != test.used {
+						t.Errorf("%v requests in the ledger, want %d", used, test.used)
+					}
+					e.clean(t.Context())
+					e.start()
+				}
+			})
+		})
+	}
+}
+
+// TestOutages prints what an outage of Autopay costs: when the token is back
+// after Autopay is, and how many requests the outage spent.
+func TestOutages(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []autopaysim.Fault{{Kind: "hang"}, {Kind: "refused"}, {Kind: "status", Status: 503}, {Kind: "status", Status: 403}} {
+		for _, length := range []time.Duration{10 * time.Minute, 3 * time.Hour, 48 * time.Hour, 7 * 24 * time.Hour} {
+			name := fmt.Sprintf("%s %d for %s", fault.Kind, fault.Status, length)
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					e := newEngine(t, autopaysim.Options{BanAfter: 100})
+					e.configure("default")
+					time.Sleep(18*time.Hour - time.Second)
+					e.sim.SetFault(fault)
+					spent := e.sim.Requests("")
+					end := time.Now().Add(length)
+					var wg sync.WaitGroup
+					wg.Go(func() {
+						for time.Now().Before(end) {
+							if resp, err := e.do(t.Context(), logical.ReadOperation, "token", nil); err == nil && !e.sim.Valid(resp.Data["access_token"].(string)) {
+								t.Error("a dead token")
+							}
+							time.Sleep(max(10*time.Second, length/5000))
+						}
+					})
+					wg.Wait()
+					e.sim.SetFault(autopaysim.Fault{})
+					spent = e.sim.Requests("") - spent
+					ledger := e.status("status")["token_requests_24h"].(int)
+					for e.status("status")["state"] != "ok" {
+						time.Sleep(time.Second)
+					}
+					back := time.Since(end)
+					t.Logf("%-28s %5d requests, %3d in the ledger at its end, token back after %s", name, spent, ledger, back)
+					most := 30 * time.Minute
+					if length > 24*time.Hour {
+						most = 90 * time.Minute
+					}
+					if back > most || ledger > 100 || e.sim.Banned("") {
+						t.Errorf("token back after %s, want at most %s; %d in the ledger", back, most, ledger)
+					}
+				})
+			})
+		}
+	}
+}
