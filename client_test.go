@@ -156,7 +156,7 @@ func TestExchangeOverRealConnections(t *testing.T) {
 	closed := httptest.NewServer(nil)
 	closed.Close()
 	raw := func(said string) string { // a server that says one thing to whoever connects
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,7 +185,7 @@ func TestExchangeOverRealConnections(t *testing.T) {
 		"nobody listens":        {closed.URL, autopaysim.Fault{}, "Autopay can't be reached: connection refused", true},
 		"no such host":          {"https://autopay.invalid/", autopaysim.Fault{}, "Autopay can't be reached: its host name does not resolve", true},
 		"http where TLS is due": {strings.Replace(good, "http:", "https:", 1), autopaysim.Fault{}, "Autopay can't be reached: it does not speak TLS", true},
-		"not HTTP":              {raw("canary-token canary-token"), autopaysim.Fault{}, "the connection to Autopay broke", false},
+		"not HTTP":              {raw("this is a canary-token"), autopaysim.Fault{}, "the connection to Autopay broke", false},
 		"headers without end":   {raw("HTTP/1.1 200 OK\r\nX: " + strings.Repeat("canary-token", 10_000) + "\r\n\r\n"), autopaysim.Fault{}, "the connection to Autopay broke", false},
 		"hang":                  {good, autopaysim.Fault{Kind: autopaysim.FaultHang}, "Autopay did not answer within the request_timeout of 1s", false},
 		"slow drip":             {good, autopaysim.Fault{Kind: autopaysim.FaultDrip, Delay: 100 * time.Millisecond}, "Autopay did not answer within the request_timeout of 1s", false},

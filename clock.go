@@ -19,6 +19,7 @@ func steadyClock(wall func() time.Time, elapsed func() time.Duration) func() tim
 
 // systemClock is the steady clock of this machine.
 func systemClock() func() time.Time {
-	start := time.Now() //nolint:forbidigo // the one place that reads the clock
-	return steadyClock(time.Now, func() time.Duration { return time.Since(start) })
+	now := time.Now //nolint:forbidigo // the one place that reads the clock
+	start := now()
+	return steadyClock(now, func() time.Duration { return time.Since(start) })
 }

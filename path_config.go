@@ -14,7 +14,7 @@ const (
 
 	fieldName              = "name"
 	fieldClientID          = "client_id"
-	fieldClientSecret      = "client_secret" //nolint:gosec // the name of a field
+	fieldClientSecret      = "client_secret"
 	fieldTokenURL          = "token_url"
 	fieldAudience          = "audience"
 	fieldCACert            = "ca_cert"
@@ -191,7 +191,7 @@ func (b *backend) pathConfigRead(
 		return respondError(err)
 	}
 	if s == nil {
-		return nil, nil //nolint:nilnil // Vault's way to say 404
+		return nil, nil // Vault's way to say 404
 	}
 	return &logical.Response{Data: map[string]any{
 		fieldClientID:          s.config.ClientID,
@@ -219,12 +219,12 @@ func (b *backend) pathConfigDelete(
 		return respondError(err)
 	}
 	if s == nil {
-		return nil, nil //nolint:nilnil // 204: there is nothing to delete
+		return nil, nil // 204: there is nothing to delete
 	}
 	if err := c.exclusively(ctx, c.remove); err != nil {
 		return respondError(err)
 	}
-	return nil, nil //nolint:nilnil // 204
+	return nil, nil // 204
 }
 
 // pathConfigWrite corresponds to CREATE and UPDATE on autopay/config[/NAME].
@@ -257,7 +257,7 @@ func (b *backend) pathConfigWrite(
 			return &logical.Response{}, nil // nil would drop the framework's warning of it
 		}
 	}
-	return nil, nil //nolint:nilnil // 204
+	return nil, nil // 204
 }
 
 // changedConfig is the stored config (nil: none) with the fields of a request

@@ -41,7 +41,7 @@ func (b *backend) pathStatusRead(
 		return respondError(err)
 	}
 	if s == nil {
-		return nil, nil //nolint:nilnil // Vault's way to say 404
+		return nil, nil // Vault's way to say 404
 	}
 	now := b.now()
 	data := map[string]any{

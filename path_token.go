@@ -15,8 +15,8 @@ import (
 const (
 	tokenPath = "token"
 
-	tokenSynopsis    = "Read the bearer token of an Autopay credential."
-	tokenDescription = `
+	readSynopsis    = "Read the bearer token of an Autopay credential."
+	readDescription = `
 The token is shared by all readers, so it has no lease. Read it again after
 ttl seconds: by then it has been replaced. ttl is not the time to its expiry;
 that is expire_time.
@@ -110,7 +110,7 @@ func credentialPath(path string, op logical.Operation, do *framework.PathOperati
 func (b *backend) pathToken() *framework.Path {
 	return credentialPath(tokenPath, logical.ReadOperation,
 		&framework.PathOperation{Callback: b.pathTokenRead, Responses: okResponse(tokenFields())},
-		tokenSynopsis, tokenDescription)
+		readSynopsis, readDescription)
 }
 
 func (b *backend) pathRotate() *framework.Path {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -64,9 +63,9 @@ func (b *backend) getToken(ctx context.Context, name string) (tokenEntry, error)
 	if stored == nil {
 		return entry, nil
 	}
-	if json.Unmarshal(stored.Value, &entry) != nil {
+	if err := stored.DecodeJSON(&entry); err != nil {
 		b.log(name).Error("the stored token entry is damaged and dropped")
-		return tokenEntry{}, nil
+		return tokenEntry{}, nil //nolint:nilerr // another token will take its place
 	}
 	return entry.sane(b.now()), nil
 }

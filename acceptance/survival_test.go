@@ -71,7 +71,9 @@ func (m mount) reload(t *testing.T) {
 	}
 }
 
-// killPlugin kills the server's plugin processes.
+// killPlugin kills the server's plugin processes and waits until Vault has
+// noticed: requests until then fail on the dead connection. The first one after
+// that starts the plugin again.
 func (m mount) killPlugin(t *testing.T) {
 	t.Helper()
 	pids := m.pluginPIDs(t)
@@ -83,8 +85,9 @@ func (m mount) killPlugin(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, 10*time.Second, "the plugin does not die", func() bool {
-		return !slices.ContainsFunc(m.pluginPIDs(t), func(pid int) bool { return slices.Contains(pids, pid) })
+	eventually(t, 10*time.Second, "the plugin does not come back", func() bool {
+		alive := slices.ContainsFunc(m.pluginPIDs(t), func(pid int) bool { return slices.Contains(pids, pid) })
+		return !alive && m.read(t, "config").status == http.StatusOK
 	})
 }
 
