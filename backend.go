@@ -14,8 +14,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// version is what -version prints and Vault shows as the running version.
-const version = "v0.1.0"
+// version is what -version prints and Vault shows as the running version. A
+// variable, so that a test can build the next one (-ldflags -X).
+var version = "v0.1.0"
 
 const (
 	// backgroundRefreshes is how many refreshes that nobody waits for run at a time.
@@ -109,8 +110,8 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if resp := b.hotRead(req); resp != nil {
 		return resp, nil
 	}
-	if mount := b.mount.Load(); req.MountPoint != "" && (mount == nil || *mount != req.MountPoint) {
-		b.mount.Store(&req.MountPoint)
+	if path := req.MountPoint; path != "" && path != b.mountPath() {
+		b.mount.Store(&path) // a copy: the request may hold a secret
 	}
 	if strings.HasPrefix(req.Path, "config") {
 		if err := checkConfigFields(req.Data); err != nil {

@@ -36,6 +36,7 @@ type engine struct {
 	view    *spyView
 	logs    *logBuffer
 	opts    options
+	level   hclog.Level // of what is logged; the zero value is everything
 }
 
 func newEngine(t *testing.T, sim autopaysim.Options) *engine {
@@ -63,7 +64,7 @@ func (e *engine) start() {
 	b, err := newBackend(e.t.Context(), &logical.BackendConfig{
 		StorageView: e.storage,
 		System:      e.view,
-		Logger:      hclog.New(&hclog.LoggerOptions{Level: hclog.Trace, Output: e.logs}),
+		Logger:      hclog.New(&hclog.LoggerOptions{Level: max(e.level, hclog.Trace), Output: e.logs}),
 		BackendUUID: "uuid",
 	}, e.opts)
 	if err != nil {

@@ -392,6 +392,41 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 	})
 }
 
+func TestRule9EverySecondWriteFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{BanAfter: 100})
+		e.configure("default")
+		puts := 0
+		e.storage.failWith(func(op, _ string) error {
+			if op == "put" {
+				if puts++; puts%2 == 1 {
+					return errors.New("input/output error")
+				}
+			}
+			return nil
+		})
+		for range 10 * 24 * 60 {
+			e.token("token")
+			time.Sleep(time.Minute)
+			e.tick()
+			synctest.Wait()
+		}
+		// A due request is put off by a second when its ledger can't be stored.
+		if got := e.sim.Requests(""); got < 13 || got > 15 {
+			t.Errorf("%d requests in ten days, want 14", got)
+		}
+		e.storage.failWith(nil)
+		e.tick()
+		synctest.Wait()
+		token := e.token("token")["access_token"]
+		e.restart()
+		if e.token("token")["access_token"] != token {
+			t.Error("another token after storage has healed and a restart")
+		}
+	})
+}
+
 func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 	t.Parallel()
 	states := map[string]struct {

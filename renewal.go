@@ -23,13 +23,19 @@ func (c *credential) renew(ctx context.Context, operator bool) error {
 		return nil
 	}
 	entry, err := c.ask(ctx, s, s.config, operator)
-	var f *fault
-	if errors.As(err, &f) {
+	var (
+		f    *fault
+		wait *failure
+	)
+	switch {
+	case errors.As(err, &f):
 		entry = entry.failed(s.config.Generation, f, s.config.TokenRequestLimit, c.b.now())
 		err = entry.Failure
-	} else if err != nil {
-		c.arm(s)
+	case errors.As(err, &wait):
+		c.arm(s) // for when the ledger or the backoff allows a request
 		return err
+	case err != nil:
+		return err // the tick tries again
 	}
 	c.save(ctx, s, s.config, entry)
 	return err

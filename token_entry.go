@@ -212,6 +212,10 @@ func (e tokenEntry) failed(g string, f *fault, limit int, now time.Time) tokenEn
 	if used := e.requestsAt(now); !f.noToken && limit > 0 && 2*used >= limit {
 		delay = max(delay, ledgerWindow/time.Duration(max(limit-used, 1)))
 	}
-	e.Failure = &failure{Text: f.text, Status: f.status, Time: now, Count: count, NextAttempt: now.Add(delay)}
+	next := now.Add(delay)
+	if e.Failure != nil && e.Failure.NextAttempt.After(next) {
+		next = e.Failure.NextAttempt // an operator's attempt does not shorten the wait
+	}
+	e.Failure = &failure{Text: f.text, Status: f.status, Time: now, Count: count, NextAttempt: next}
 	return e
 }
