@@ -47,7 +47,7 @@ type tokenAnswer struct {
 // never holds the secret, a token or a raw answer.
 type fault struct {
 	text       string
-	status     int           // HTTP status for who waits: 502 for a refused credential, else 503
+	status     int           // HTTP status for who waits: 502 for a refused credential, 500 for storage, else 503
 	noToken    bool          // it is certain that Autopay issued no token
 	retryAfter time.Duration // Autopay's wish, at most an hour; 0: none
 }
@@ -57,6 +57,9 @@ func (f *fault) Error() string { return f.text }
 
 // refused reports that Autopay refused the credential: a 4xx but 408 and 429.
 func (f *fault) refused() bool { return f.status == http.StatusBadGateway }
+
+// unstored reports a request that never left, for the ledger could not be stored.
+func (f *fault) unstored() bool { return f.status == http.StatusInternalServerError }
 
 // client talks to the token endpoint. It knows nothing of Vault.
 type client struct {

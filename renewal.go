@@ -31,6 +31,10 @@ func (c *credential) renew(ctx context.Context, operator bool) error {
 	case errors.As(err, &f):
 		entry = entry.failed(s.config.Generation, f, s.config.TokenRequestLimit, c.b.now())
 		err = entry.Failure
+		if f.unstored() {
+			c.publish(s, s.config, entry, s.unsaved)
+			return err
+		}
 	case errors.As(err, &wait):
 		c.arm(s) // for when the ledger or the backoff allows a request
 		return err
@@ -130,8 +134,9 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 		entry, err = c.ask(ctx, s, next, true)
 		var f *fault
 		if errors.As(err, &f) {
-			// The old config and token stay as they were, the ledger does not.
-			c.save(ctx, s, s.config, entry)
+			if !f.unstored() { // the old config and token stay as they were, the ledger does not
+				c.save(ctx, s, s.config, entry)
+			}
 			return &unprovedError{f}
 		}
 		if err != nil {

@@ -118,11 +118,11 @@ func TestLogsAreWatched(t *testing.T) {
 	m.write(t, "config", pairs("client_secret", newSecret()))
 
 	eventually(t, 10*time.Second, "the logs do not tell of the mount "+m.at, func() bool {
-		server, err := os.ReadFile(m.server.path("server.log"))
+		server, err := os.ReadFile(m.path("server.log"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		audit, err := os.ReadFile(m.server.path("audit.log"))
+		audit, err := os.ReadFile(m.path("audit.log"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ package acceptance
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,13 +142,16 @@ func TestPathHelp(t *testing.T) {
 	t.Parallel()
 	m := enable(t, sharedVault(t))
 	for path, wants := range map[string][]string{
-		"":             {"config", "token", "status"},
-		"config":       {"client_id", "client_secret", "token_url", "audience", "rotation_period", "request_timeout", "ca_cert", "token_request_limit", "verify"},
-		"config/oslo":  {"client_secret"},
-		"token":        {"bearer token"},
-		"token/oslo":   {"bearer token"},
-		"status":       {"health"},
-		"config/?list": {"config"},
+		"": {"config", "token", "status"},
+		"config": {
+			"client_id", "client_secret", "token_url", "audience", "rotation_period", "request_timeout",
+			"ca_cert", "token_request_limit", "verify",
+		},
+		"config/oslo": {"client_secret"},
+		"token":       {"bearer token"},
+		"token/oslo":  {"bearer token"},
+		"status":      {"health"},
+		"rotate":      {"60 s"},
 	} {
 		t.Run("help of "+path, func(t *testing.T) {
 			t.Parallel()
@@ -162,6 +166,27 @@ func TestPathHelp(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRotateKeepsYoungToken is for a hundred apps that see the same 401.
+func TestRotateKeepsYoungToken(t *testing.T) {
+	t.Parallel()
+	m, p, cred := setup(t)
+	m.mustWrite(t, "config", cred.config())
+	before := m.token(t, "")
+	for range 3 {
+		a := m.write(t, "rotate", nil)
+		if a.status != http.StatusOK || !strings.Contains(a.warnings(), "60 s") {
+			t.Errorf("%v, want a warning that the token is young", a)
+		}
+		if got, want := keysOf(a.data), "expire_time last_vault_rotation rotation_period scope token_type ttl"; got != want {
+			t.Errorf("fields %q, want %q", got, want)
+		}
+	}
+	if m.token(t, "").AccessToken != before.AccessToken {
+		t.Error("a young token was replaced")
+	}
+	p.asked(t, cred, 1)
 }
 
 // TestNames shows that every name is a credential of its own, and that no name
@@ -184,8 +209,8 @@ func TestNames(t *testing.T) {
 		t.Errorf("list: %v", keys)
 	}
 
-	m.do(t, "DELETE", "config/default", nil)
-	if a := m.read(t, "token"); a.status != 400 {
+	m.do(t, http.MethodDelete, "config/default", nil)
+	if a := m.read(t, "token"); a.status != http.StatusBadRequest {
 		t.Errorf("token after a delete of config/default: %v", a)
 	}
 	m.token(t, "oslo")

@@ -95,13 +95,11 @@ func (m mount) write(t *testing.T, path string, fields map[string]any) answer {
 }
 
 // mustWrite writes what is expected to be accepted.
-func (m mount) mustWrite(t *testing.T, path string, fields map[string]any) answer {
+func (m mount) mustWrite(t *testing.T, path string, fields map[string]any) {
 	t.Helper()
-	a := m.write(t, path, fields)
-	if a.status != http.StatusNoContent && a.status != http.StatusOK {
+	if a := m.write(t, path, fields); a.status != http.StatusNoContent && a.status != http.StatusOK {
 		t.Fatalf("write %s: %v", path, a)
 	}
-	return a
 }
 
 // bearer is the answer to a read of the token path.

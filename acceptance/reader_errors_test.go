@@ -78,16 +78,18 @@ func TestReaderErrors(t *testing.T) {
 		"token with a line break": {body(`{"access_token":"` + token + `\r\nX: y","token_type":"Bearer","expires_in":60}`), failed, "access_token"},
 		"token beyond ASCII":      {body(`{"access_token":"` + token + `é","token_type":"Bearer","expires_in":60}`), failed, "access_token"},
 		"token of another type":   {body(`{"access_token":["` + token + `"],"token_type":"Bearer","expires_in":60}`), failed, "access_token"},
-		"token over 64 KiB":       {body(`{"access_token":"` + token + strings.Repeat("x", 64<<10) + `","token_type":"Bearer","expires_in":60}`), failed, "access_token"},
-		"token_type mac":          {autopaysim.Fault{Kind: autopaysim.FaultWrongType}, failed, "token_type"},
-		"no token_type":           {body(`{"access_token":"` + token + `","expires_in":60}`), failed, "token_type"},
-		"no expires_in":           {body(`{"access_token":"` + token + `","token_type":"Bearer"}`), failed, "expires_in"},
-		"expires_in 0":            {expiresIn("0"), failed, "expires_in"},
-		"expires_in negative":     {expiresIn("-1"), failed, "expires_in"},
-		"expires_in a fraction":   {expiresIn("3600.5"), failed, "expires_in"},
-		"expires_in a string":     {expiresIn(`"3600"`), failed, "expires_in"},
-		"expires_in 11 years":     {expiresIn("346896000"), failed, "expires_in"},
-		"expires_in 1e300":        {expiresIn("1e300"), failed, "expires_in"},
+		"token over 64 KiB": {
+			body(`{"access_token":"` + token + strings.Repeat("x", 64<<10) + `","token_type":"Bearer","expires_in":60}`), failed, "access_token",
+		},
+		"token_type mac":        {autopaysim.Fault{Kind: autopaysim.FaultWrongType}, failed, "token_type"},
+		"no token_type":         {body(`{"access_token":"` + token + `","expires_in":60}`), failed, "token_type"},
+		"no expires_in":         {body(`{"access_token":"` + token + `","token_type":"Bearer"}`), failed, "expires_in"},
+		"expires_in 0":          {expiresIn("0"), failed, "expires_in"},
+		"expires_in negative":   {expiresIn("-1"), failed, "expires_in"},
+		"expires_in a fraction": {expiresIn("3600.5"), failed, "expires_in"},
+		"expires_in a string":   {expiresIn(`"3600"`), failed, "expires_in"},
+		"expires_in 11 years":   {expiresIn("346896000"), failed, "expires_in"},
+		"expires_in 1e300":      {expiresIn("1e300"), failed, "expires_in"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

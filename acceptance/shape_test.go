@@ -177,9 +177,12 @@ func TestStatusShape(t *testing.T) {
 	if wait := next.Sub(rotated); wait < 64800*time.Second || wait > 64802*time.Second {
 		t.Errorf("next_rotation is %v after last_vault_rotation, want 18h", wait)
 	}
+	fields := []string{
+		"state", "expire_time", "last_vault_rotation", "next_rotation", "last_error", "last_error_time", "consecutive_failures",
+		"next_attempt", "token_requests_24h", "token_request_limit", "plugin_version",
+	}
 	for key := range a.data {
-		if !strings.Contains(" state expire_time last_vault_rotation next_rotation last_error last_error_time consecutive_failures"+
-			" next_attempt token_requests_24h token_request_limit plugin_version ", " "+key+" ") {
+		if !slices.Contains(fields, key) {
 			t.Errorf("status has a field %s", key)
 		}
 	}

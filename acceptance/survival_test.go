@@ -28,16 +28,16 @@ func TestTokenSurvives(t *testing.T) {
 
 	for _, event := range []struct {
 		name   string
-		happen func(t *testing.T)
+		happen func()
 	}{
-		{"reload", func(t *testing.T) { m.reload(t) }},
-		{"kill -9 of the plugin", func(t *testing.T) { m.killPlugin(t) }},
-		{"seal and unseal", func(t *testing.T) { s.seal(t); s.mustUnseal(t) }},
-		{"restart of the server", func(t *testing.T) { s.restart(t, syscall.SIGTERM) }},
-		{"kill -9 of the server", func(t *testing.T) { s.restart(t, syscall.SIGKILL) }},
+		{"reload", func() { m.reload(t) }},
+		{"kill -9 of the plugin", func() { m.killPlugin(t) }},
+		{"seal and unseal", func() { s.seal(t); s.mustUnseal(t) }},
+		{"restart of the server", func() { s.restart(t, syscall.SIGTERM) }},
+		{"kill -9 of the server", func() { s.restart(t, syscall.SIGKILL) }},
 	} {
-		t.Run(event.name, func(t *testing.T) {
-			event.happen(t)
+		event.happen()
+		t.Run("after "+event.name, func(t *testing.T) {
 			for name, old := range map[string]bearer{"": want, "oslo": wantOslo} {
 				now := m.token(t, name)
 				if now.AccessToken != old.AccessToken {
