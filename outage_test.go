@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -154,131 +153,6 @@ func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
 		e.token("token")
 		e.wantRequests(3)
 	})
-}
-
-func TestRule8Ledger(t *testing.T) {
-	t.Parallel()
-	t.Run("no request beyond the limit in any 24 hours", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
-			e.configure("default", "token_request_limit", 10)
-			var live, dark int
-			for range 3 * 24 * 60 {
-				resp, err := e.read("token")
-				switch {
-				case err == nil && e.sim.Valid(resp.Data["access_token"].(string)):
-					live++
-				case code(resp, err) == http.StatusServiceUnavailable && strings.Contains(err.Error(), "token_request_limit of 10 in 24 hours is used up"):
-					dark++
-				default:
-					t.Fatal(resp, err)
-				}
-				time.Sleep(time.Minute)
-				if dark%100 == 50 { // the limit survives a restart and a changed config
-					e.restart()
-					e.configure("default", "rotation_period", 45*60+dark)
-				}
-			}
-			at := e.attempts(0)
-			for i := 10; i < len(at); i++ {
-				if gap := at[i] - at[i-10]; gap < ledgerWindow {
-					t.Errorf("requests %d to %d came within %s", i-10, i, gap)
-				}
-			}
-			if len(at) != 30 {
-				t.Errorf("%d requests in 3 days, want 30", len(at))
-			}
-			t.Logf("a live token for %d minutes, none for %d", live, dark)
-		})
-	})
-	t.Run("stored before the request leaves", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "verify", false, "token_request_limit", 3)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-			for want := range 3 {
-				e.tick()
-				synctest.Wait()
-				e.restart() // while the request is under way, as kill -9 would
-				if used := e.status("status")["token_requests_24h"]; used != want+1 {
-					t.Fatalf("%v requests in the ledger, want %d", used, want+1)
-				}
-			}
-			e.sim.SetFault(autopaysim.Fault{})
-			e.tick()
-			if resp, err := e.read("token"); code(resp, err) != http.StatusServiceUnavailable {
-				t.Fatalf("at the limit: %v %v", resp, err)
-			}
-			if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
-				t.Fatalf("rotate at the limit: %v %v", resp, err)
-			}
-			if resp, err := e.write("config", map[string]any{"client_secret": "new"}); code(resp, err) != http.StatusServiceUnavailable {
-				t.Fatalf("config at the limit: %v %v", resp, err)
-			}
-			e.wantRequests(3)
-			e.configure("default", "token_request_limit", 4) // raising it helps at once
-			e.token("token")
-		})
-	})
-	t.Run("no request leaves when the ledger can't be stored", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "verify", false)
-			e.storage.failWith(func(op, _ string) error {
-				if op == "put" {
-					return errors.New("disk full")
-				}
-				return nil
-			})
-			for range 3600 {
-				resp, err := e.read("token")
-				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(err.Error(), "storing the token entry") {
-					t.Fatal(resp, err)
-				}
-				time.Sleep(time.Second)
-			}
-			e.wantRequests(0)
-			e.storage.failWith(nil)
-			time.Sleep(time.Minute)
-			e.token("token")
-		})
-	})
-	for name, test := range map[string]struct {
-		fault autopaysim.Fault
-		used  int
-	}{
-		"a refusal is struck out":                     {autopaysim.Fault{Kind: "status", Status: 401}, 0},
-		"a 503 is struck out":                         {autopaysim.Fault{Kind: "status", Status: 503}, 0},
-		"a redirect is struck out":                    {autopaysim.Fault{Kind: "redirect"}, 0},
-		"a connection that never stood is struck out": {autopaysim.Fault{Kind: "refused"}, 0},
-		"a timeout stays":                             {autopaysim.Fault{Kind: "hang"}, 1},
-		"a cut connection stays":                      {autopaysim.Fault{Kind: "close"}, 1},
-		"half an answer stays":                        {autopaysim.Fault{Kind: "cut"}, 1},
-		"a malformed answer stays":                    {autopaysim.Fault{Kind: "malformed"}, 1},
-		"a 204 stays":                                 {autopaysim.Fault{Kind: "status", Status: 204}, 1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{})
-				e.sim.SetFault(test.fault)
-				e.configure("default", "verify", false)
-				if resp, err := e.read("token"); err == nil {
-					t.Fatal(resp)
-				}
-				for range 2 { // the strike-out is stored: a restart does not undo it
-					if used := e.status("status")["token_requests_24h"]; used != test.used {
-						t.Errorf("%v requests in the ledger, want %d", used, test.used)
-					}
-					e.clean(t.Context())
-					e.start()
-				}
-			})
-		})
-	}
 }
 
 // TestOutages prints what an outage of Autopay costs: when the token is back

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// TestRule10NodesThatMayNotWriteNeverAsk goes through each replication state,
+// each path, with a live token and without one.
+func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
+	t.Parallel()
+	const (
+		ok        = "ok"
+		elsewhere = "read-only" // bare, so that Vault sends the request to a node that may
+	)
+	type outcome struct{ has, none string } // with a live token, and without
+	same := func(what string) outcome { return outcome{what, what} }
+	for name, test := range map[string]struct {
+		state    consts.ReplicationState
+		readOnly []string // prefixes in storage
+		want     map[string]outcome
+		asks     bool
+	}{
+		"active node": {
+			consts.ReplicationPerformancePrimary, nil,
+			map[string]outcome{"read token": same(ok), "update rotate": same(ok), "update config": same(ok), "delete config": same(ok)},
+			true,
+		},
+		"performance standby": {
+			consts.ReplicationPerformanceStandby,
+			[]string{configPrefix, tokenPrefix},
+			map[string]outcome{"read token": {ok, elsewhere}, "update rotate": same(elsewhere), "update config": same(elsewhere), "delete config": same(elsewhere)},
+			false,
+		},
+		"performance secondary": {
+			consts.ReplicationPerformanceSecondary,
+			[]string{configPrefix},
+			map[string]outcome{"read token": same(ok), "update rotate": same(ok), "update config": same(elsewhere), "delete config": same(elsewhere)},
+			true,
+		},
+		"standby of a performance secondary": {
+			consts.ReplicationPerformanceSecondary | consts.ReplicationPerformanceStandby,
+			[]string{configPrefix, tokenPrefix},
+			map[string]outcome{"read token": {ok, elsewhere}, "update rotate": same(elsewhere), "update config": same(elsewhere), "delete config": same(elsewhere)},
+			false,
+		},
+		"DR secondary": {
+			consts.ReplicationDRSecondary,
+			[]string{configPrefix, tokenPrefix},
+			map[string]outcome{"read token": {ok, elsewhere}, "update rotate": same(elsewhere), "update config": same(elsewhere), "delete config": same(elsewhere)},
+			false,
+		},
+	} {
+		maps.Copy(test.want, map[string]outcome{"read status": same(ok), "read config": same(ok)}) // on every node
+		for what, want := range test.want {
+			for name2, want := range map[string]string{"has": want.has, "none": want.none} {
+				t.Run(fmt.Sprintf("%s, %s, %s", name, what, name2), func(t *testing.T) {
+					t.Parallel()
+					synctest.Test(t, func(t *testing.T) {
+						e := newEngine(t, autopaysim.Options{})
+						e.configure("has")
+						e.configure("none", "verify", false)
+						time.Sleep(time.Hour)
+						e.clean(t.Context())
+						e.view.state.Store(uint32(test.state))
+						e.storage.failWith(func(op, key string) error {
+							if op != "get" && op != "list" && slices.ContainsFunc(test.readOnly, func(p string) bool { return strings.HasPrefix(key, p) }) {
+								return errors.New(logical.ErrReadOnly.Error()) // as it crosses the plugin boundary
+							}
+							return nil
+						})
+						e.start()
+						op, path, _ := strings.Cut(what, " ")
+						var data map[string]any
+						if what == "update config" {
+							data = map[string]any{"rotation_period": "1h"}
+						}
+						resp, err := e.do(t.Context(), logical.Operation(op), path+"/"+name2, data)
+						got := ok
+						if err == logical.ErrReadOnly { //nolint:errorlint // it must be bare
+							got = elsewhere
+						} else if err != nil || resp.IsError() {
+							got = say(resp, err)
+						}
+						if got != want {
+							t.Errorf("got %s, want %s", got, want)
+						}
+						// When a refresh falls due: the timer, the tick, a read.
+						asked := e.sim.Requests("")
+						if !test.asks && asked != 1 {
+							t.Errorf("%d requests, want the first one only", asked)
+						}
+						time.Sleep(17*time.Hour + time.Second)
+						e.tick()
+						_, _ = e.read("token/has")
+						synctest.Wait()
+						if asks := e.sim.Requests("") > asked; asks != test.asks && what != "delete config" {
+							t.Errorf("asked when due: %v, want %v", asks, test.asks)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		e.token("token")
+		// A standby of the same storage.
+		standby := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
+		standby.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		standby.start()
+		defer standby.clean(t.Context())
+		standby.token("token")
+		time.Sleep(18*time.Hour + time.Second) // the active node replaces the token
+		want := e.token("token")["access_token"]
+		if standby.token("token")["access_token"] == want {
+			t.Fatal("the standby can't know yet")
+		}
+		standby.InvalidateKey(t.Context(), tokenPrefix+"default")
+		if standby.token("token")["access_token"] != want {
+			t.Error("the standby serves the old token after the invalidation")
+		}
+		e.wantRequests(2)
+
+		// The credential is deleted, made, and deleted by the active node.
+		for _, known := range []bool{false, true, false} {
+			if known {
+				e.configure("default")
+			} else if _, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range []string{configPrefix, tokenPrefix} {
+				standby.InvalidateKey(t.Context(), key+"default")
+			}
+			if resp, err := standby.read("token"); err != nil || resp.IsError() == known {
+				t.Errorf("configured: %v, the standby says %v %v", known, resp, err)
+			}
+		}
+	})
+}
