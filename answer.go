@@ -48,8 +48,9 @@ func (c *client) errorAnswer(resp *http.Response, body []byte, secret string) *f
 	return f
 }
 
-// cleanText makes a provider's text fit to show: one line of printable
-// characters, cut short, without the secret that it might echo.
+// cleanText makes a foreign text fit to show: one line of printable
+// characters, cut short, without the secret that it might echo, plain or
+// quoted as it was sent.
 func cleanText(text, secret string) string {
 	text = strings.Map(func(r rune) rune {
 		switch {
@@ -60,7 +61,10 @@ func cleanText(text, secret string) string {
 		}
 		return r
 	}, strings.ToValidUTF8(text, ""))
-	text = strings.TrimSpace(strings.ReplaceAll(text, secret, "[redacted]"))
+	quoted, _ := json.Marshal(secret)
+	for _, s := range []string{secret, string(quoted[1 : len(quoted)-1])} {
+		text = strings.TrimSpace(strings.ReplaceAll(text, s, "[redacted]"))
+	}
 	if runes := []rune(text); len(runes) > maxErrorText {
 		text = string(runes[:maxErrorText-1]) + "…"
 	}

@@ -103,12 +103,9 @@ func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *fa
 		defer fresh.CloseIdleConnections()
 		transport = fresh
 	}
-	httpClient := &http.Client{
-		Transport: transport,
-		// A redirect would carry the secret elsewhere.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	resp, err := httpClient.Do(req)
+	// Not through an http.Client: a redirect would carry the secret elsewhere,
+	// and one that can't be parsed would hide the answer that came.
+	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return tokenAnswer{}, brokenExchange(ctx, r, err, connected.Load())
 	}
@@ -184,7 +181,7 @@ func dialProblem(err error) string {
 		return "its certificate is for another host"
 	case errors.As(err, &invalid):
 		return "its certificate is not valid"
-	case errors.Is(err, http.ErrSchemeMismatch) || errors.As(err, &record):
+	case errors.As(err, &record):
 		return "it does not speak TLS"
 	case errors.As(err, &errno):
 		return errno.Error()

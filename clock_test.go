@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,33 +16,46 @@ func TestClockSteps(t *testing.T) {
 	for name, test := range map[string]struct {
 		step    time.Duration
 		restart bool // after the step
+		down    bool // Autopay is, from the step on: no token is served beyond its life
 		most    int  // requests within the 24 h after it, one of them for the step
 	}{
-		"an hour forward":            {time.Hour, false, 3},
-		"an hour forward, restarted": {time.Hour, true, 3},
-		"an hour back":               {-time.Hour, false, 2},
-		"an hour back, restarted":    {-time.Hour, true, 3},
-		"a month forward":            {720 * time.Hour, false, 3},
+		"an hour forward":                 {time.Hour, false, false, 3},
+		"an hour forward, restarted":      {time.Hour, true, false, 3},
+		"an hour forward in an outage":    {time.Hour, false, true, 1},
+		"an hour back":                    {-time.Hour, false, false, 2},
+		"an hour back, restarted":         {-time.Hour, true, false, 3},
+		"an hour back in an outage":       {-time.Hour, false, true, 1},
+		"an hour back, restarted, in one": {-time.Hour, true, true, 1},
+		"a month forward":                 {720 * time.Hour, false, false, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
 				e := newEngine(t, autopaysim.Options{})
-				var step time.Duration
+				var step atomic.Int64
 				elapsed := func() time.Duration { return time.Since(start2000) }
 				restart := func() {
-					e.opts.now = steadyClock(func() time.Time { return time.Now().Add(step) }, elapsed)
+					e.opts.now = steadyClock(func() time.Time { return time.Now().Add(time.Duration(step.Load())) }, elapsed)
 					e.restart()
 				}
 				restart()
 				e.configure("default")
 				time.Sleep(time.Minute)
-				step = test.step
+				step.Store(int64(test.step))
+				if test.down {
+					e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
+				}
 				if test.restart {
 					restart()
 				}
 				for range 24 * 60 {
-					e.token("token") // live at Autopay
+					resp, err := e.read("token")
+					switch {
+					case err == nil && !e.sim.Valid(resp.Data["access_token"].(string)):
+						t.Fatalf("a dead token after %s", time.Since(start2000))
+					case err != nil && !test.down:
+						t.Fatal(err)
+					}
 					time.Sleep(time.Minute)
 					e.tick()
 					synctest.Wait()

@@ -49,7 +49,7 @@ type configEntry struct {
 
 // decodeConfig reads a stored entry.
 func decodeConfig(data []byte) (*configEntry, error) {
-	c := new(configEntry)
+	c := &configEntry{RequestTimeout: defaultRequestTimeout, TokenRequestLimit: defaultRequestLimit}
 	if json.Unmarshal(data, c) != nil {
 		return nil, errors.New("it is not the JSON that this engine writes")
 	}
@@ -109,7 +109,7 @@ func (c *configEntry) set(field string, value any) error {
 	case fieldTokenRequestLimit:
 		return setNumber(field, value, wholeNumber, &c.TokenRequestLimit)
 	case fieldVerify:
-		if _, err := parseutil.ParseBool(value); err != nil {
+		if _, err := parseutil.ParseBool(value); err != nil || value == nil || value == "" {
 			return fmt.Errorf("%s must be true or false", field)
 		}
 		return nil

@@ -130,7 +130,7 @@ func TestRule3RefreshBeforeExpiry(t *testing.T) {
 							limited++
 						}
 					}
-					if second%60 == 59 {
+					if test.readers && second%60 == 59 { // without readers the timer is on its own
 						e.tick()
 					}
 					time.Sleep(time.Second - time.Nanosecond)

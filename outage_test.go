@@ -63,6 +63,19 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 	})
 }
 
+func TestRule5ReadersComeBackWithinAMinute(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		e.sim.SetFault(retryAfter(503, "3600"))
+		time.Sleep(18*time.Hour + time.Second)
+		if ttl := e.token("token")["ttl"]; ttl != int64(60) {
+			t.Errorf("ttl %v with the next attempt an hour away, want 60", ttl)
+		}
+	})
+}
+
 func TestRule5Backoff(t *testing.T) {
 	t.Parallel()
 	const sec, minute = time.Second, time.Minute

@@ -67,7 +67,7 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry, 
 		if isReadOnly(err) || ctx.Err() != nil {
 			return s.entry, err
 		}
-		return s.entry, &fault{text: err.Error(), status: http.StatusInternalServerError, noToken: true}
+		return s.entry, &fault{text: cleanText(err.Error(), config.ClientSecret), status: http.StatusInternalServerError, noToken: true}
 	}
 	c.b.log(c.name).Debug("asking for a token")
 	answer, f := c.b.client.exchange(ctx, config.tokenRequest())

@@ -115,6 +115,40 @@ func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 	}
 }
 
+// TestRule10TheGuardComesFirst shows that it is not storage alone that keeps
+// such a node from asking.
+func TestRule10TheGuardComesFirst(t *testing.T) {
+	t.Parallel()
+	for name, state := range map[string]consts.ReplicationState{
+		"performance standby": consts.ReplicationPerformanceStandby, "DR secondary": consts.ReplicationDRSecondary,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				e := newEngine(t, autopaysim.Options{})
+				e.configure("default", "verify", false)
+				e.view.state.Store(uint32(state))
+				writes := e.storage.writes.Load()
+				for _, do := range []func() (*logical.Response, error){
+					func() (*logical.Response, error) { return e.read("token") },
+					func() (*logical.Response, error) { return e.write("rotate", nil) },
+					func() (*logical.Response, error) { return e.write("config", map[string]any{"client_id": "other"}) },
+				} {
+					if _, err := do(); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+						t.Errorf("got %v, want read-only", err)
+					}
+				}
+				e.tick()
+				_ = e.credential("default").refresh().wait(t.Context())
+				e.wantRequests(0)
+				if got := e.storage.writes.Load(); got != writes {
+					t.Errorf("%d writes", got-writes)
+				}
+			})
+		})
+	}
+}
+
 func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

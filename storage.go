@@ -53,7 +53,7 @@ func (b *backend) getConfig(ctx context.Context, name string) (config *configEnt
 }
 
 // getToken reads a stored token entry. A damaged one is dropped: the token
-// in it is replaced by asking for another.
+// in it is replaced by asking for another, within the limit.
 func (b *backend) getToken(ctx context.Context, name string) (tokenEntry, error) {
 	stored, err := b.storage.Get(ctx, tokenPrefix+name)
 	if err != nil {
@@ -63,9 +63,9 @@ func (b *backend) getToken(ctx context.Context, name string) (tokenEntry, error)
 	if stored == nil {
 		return entry, nil
 	}
-	if err := stored.DecodeJSON(&entry); err != nil {
+	if stored.DecodeJSON(&entry) != nil || !entry.valid() {
 		b.log(name).Error("the stored token entry is damaged and dropped")
-		return tokenEntry{}, nil //nolint:nilerr // another token will take its place
+		entry = tokenEntry{Requests: entry.Requests} // the ledger stays, as far as it can be read
 	}
 	return entry.sane(b.now()), nil
 }

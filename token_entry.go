@@ -2,9 +2,11 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -71,11 +73,44 @@ func (e tokenEntry) forGeneration(g string) tokenEntry {
 	return tokenEntry{Generation: g, Requests: e.Requests}
 }
 
+// valid reports whether this engine could have written the entry. Damage that
+// still decodes could be handed to a reader, or keep one waiting without end.
+func (e tokenEntry) valid() bool {
+	switch {
+	case e.Failure != nil && (e.Generation == "" || !e.Failure.valid()):
+		return false
+	case e.AccessToken == "":
+		return e.Scope == "" && e.ExpireTime.IsZero() && e.LastVaultRotation.IsZero() && e.NextRotation.IsZero()
+	case e.Generation == "" || len(e.AccessToken) > maxTokenSize || !visibleASCII(e.AccessToken, '!'):
+		return false
+	case len(e.Scope) > maxTokenSize || !visibleASCII(e.Scope, ' '):
+		return false
+	case !wholeUTC(e.ExpireTime) || !wholeUTC(e.LastVaultRotation):
+		return false
+	case e.lifetime() < 0 || e.lifetime() > maxLifetime*time.Second:
+		return false
+	}
+	return !e.NextRotation.After(e.ExpireTime.Add(minTTL))
+}
+
+// valid reports whether this engine could have written the failure.
+func (f *failure) valid() bool {
+	wait := f.NextAttempt.Sub(f.Time)
+	return (f.Status == http.StatusInternalServerError || f.Status == http.StatusBadGateway || f.Status == http.StatusServiceUnavailable) &&
+		f.Count > 0 && f.Count < math.MaxInt32 && wait >= backoffFirst && wait <= ledgerWindow &&
+		len(f.Text) <= maxFieldSize && !strings.ContainsFunc(f.Text, notPrintable)
+}
+
+func wholeUTC(t time.Time) bool {
+	_, offset := t.Zone()
+	return offset == 0 && t.Nanosecond() == 0
+}
+
 // sane returns a loaded entry without what a clock that stepped back since
 // has made wrong: a token whose age can't be told, waits without end.
 func (e tokenEntry) sane(now time.Time) tokenEntry {
 	if e.LastVaultRotation.After(now.Add(e.margin())) {
-		e.AccessToken = ""
+		e = tokenEntry{Generation: e.Generation, Requests: e.Requests, Failure: e.Failure}
 	}
 	if e.Failure != nil && e.Failure.Time.After(now) {
 		e.Failure = nil
