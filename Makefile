@@ -39,10 +39,11 @@ dev: build sim ## the same, left running for you to try
 	@scripts/demo.sh --dev
 
 .PHONY: test
-test: ## all tests: unit, then acceptance in real Vault servers
-	@echo "test: unit tests, then acceptance tests in real Vault servers."
+test: ## all tests: unit, model check, then acceptance in real Vault servers
+	@echo "test: unit tests, the model check, then acceptance tests in real Vault servers."
 	@echo "      The first run builds Vault: about 4 minutes on 2 cores, cached afterwards."
 	@$(MAKE) unit
+	@$(MAKE) model
 	@$(MAKE) acceptance
 
 # The race detector needs a C compiler. Where there is none the tests still run.
@@ -57,6 +58,12 @@ unit: ## unit tests with the race detector
 	echo "unit: go test $${race[*]-} ./..."; \
 	go test $${race[@]+"$${race[@]}"} ./...
 
+MODEL_RUNS := 200
+.PHONY: model
+model: ## random lives of a mount, held against the ten rules: make model MODEL_RUNS=2000
+	@echo "model: $(MODEL_RUNS) random runs of 30 days each, about 8 a second on 2 cores"
+	@go test -count=1 -v -timeout 30m -run '^TestModel$$' . -model.runs=$(MODEL_RUNS) | grep -vE '^ *(=== |--- PASS)'
+
 .PHONY: acceptance
 acceptance: build ## the built plugin in real Vault servers
 	@echo "acceptance: the built plugin in real Vault servers on loopback"
@@ -64,8 +71,20 @@ acceptance: build ## the built plugin in real Vault servers
 	VAULT_BIN="$$vault" PLUGIN_BIN=$(PLUGIN) \
 	  go test -tags acceptance -count=1 -timeout 30m ./acceptance/...
 
+# An input that fails is kept in testdata/fuzz, and from then on is a unit test. Inputs that
+# only cover something new are hardly made smaller: that takes longer than it is worth.
+FUZZTIME := 2m
+.PHONY: fuzz
+fuzz: ## each fuzz test in turn for FUZZTIME (2m): make fuzz FUZZTIME=1h
+	@targets=$$(go test -list '^Fuzz' . | grep '^Fuzz'); \
+	for target in $$targets; do \
+	  echo "fuzz: $$target for $(FUZZTIME)"; \
+	  go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .; \
+	done
+
 .PHONY: check
-check: lint test ## what CI runs: lint, then test
+check: lint test ## what CI runs: lint, test, then a short fuzz
+	@$(MAKE) fuzz FUZZTIME=10s
 
 .PHONY: lint
 lint: ## go vet, golangci-lint, gofumpt, shellcheck, tidy go.mod
