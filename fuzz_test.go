@@ -64,8 +64,12 @@ func FuzzAnswer(f *testing.F) {
 		}
 		got, fault := answerTo(body)
 		if fault == nil {
+			var said struct {
+				Seconds float64 `json:"expires_in"`
+			}
+			_ = json.Unmarshal([]byte(body), &said)
 			if n := len(got.accessToken); status != 200 || n < 1 || n > 65536 || beyond('!', got.accessToken) || beyond(' ', got.scope) ||
-				got.lifetime < time.Second || got.lifetime > 3650*24*time.Hour || got.lifetime%time.Second != 0 {
+				got.lifetime < time.Second || got.lifetime > 3650*24*time.Hour || got.lifetime%time.Second != 0 || got.lifetime.Seconds() != said.Seconds {
 				t.Errorf("taken from a %d: token %.99q, scope %.99q, lifetime %s", status, got.accessToken, got.scope, got.lifetime)
 			}
 			return
