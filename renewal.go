@@ -36,7 +36,8 @@ func (c *credential) renew(ctx context.Context, operator bool) error {
 			return err
 		}
 	case errors.As(err, &wait):
-		c.arm(s) // for when the ledger or the backoff allows a request
+		c.b.log(c.name).Warn("no request may leave now", "state", s.state(c.b.now()), "error", wait.Text, "next_attempt", formatTime(wait.NextAttempt))
+		c.arm(s)
 		return err
 	case err != nil:
 		return err // the tick tries again
@@ -152,7 +153,11 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	} else {
 		c.publish(s, next, entry, s.unsaved)
 	}
-	c.b.log(c.name).Info("credential configured", "proved", issued && verify)
+	if issued {
+		c.b.log(c.name).Info("credential configured", "proved", verify)
+	} else {
+		c.b.log(c.name).Info("settings changed, the token goes on")
+	}
 	return nil
 }
 
@@ -192,16 +197,16 @@ func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry,
 // An invalidation that came since s was read makes the new one stale at once.
 func (c *credential) publish(s *snapshot, config *configEntry, entry tokenEntry, unsaved bool) {
 	next := newSnapshot(config, entry)
-	next.epoch, next.unsaved = s.epoch, unsaved
+	now := c.b.now()
+	next.epoch, next.unsaved, next.shown = s.epoch, unsaved, next.state(now)
 	c.snap.Store(next)
 	c.arm(next)
 	if config == nil {
 		return
 	}
 	log := c.b.log(c.name)
-	now := c.b.now()
-	switch state, f := next.state(now), next.entry.Failure; {
-	case f != nil && s.state(now) == state && s.entry.Failure != nil && s.entry.Failure.Status == f.Status:
+	switch state, f := next.shown, next.entry.Failure; {
+	case f != nil && s.shown == state && s.entry.Failure != nil && s.entry.Failure.Status == f.Status:
 		log.Debug("still no new token", "state", state, "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
 	case f != nil && state == "degraded":
 		log.Warn("no new token, serving the one in hand", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))

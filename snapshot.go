@@ -10,7 +10,8 @@ type snapshot struct {
 	config  *configEntry // nil: not configured, or damaged
 	damage  error        // why a stored config can't be used
 	entry   tokenEntry
-	unsaved bool // the entry is newer than storage's
+	unsaved bool   // the entry is newer than storage's
+	shown   string // the state when it was published, for the log
 
 	liveUntil    time.Time     // the token is handed out until then; zero: no token
 	period       time.Duration // between two tokens, whole seconds

@@ -177,7 +177,7 @@ func (e tokenEntry) limited(limit int, now time.Time) *failure {
 	return &failure{
 		Text:        fmt.Sprintf("the token_request_limit of %d in 24 hours is used up; raise it, or wait", limit),
 		Status:      http.StatusServiceUnavailable,
-		Time:        now,
+		Time:        time.Unix(e.Requests[len(e.Requests)-1], 0), // the request that used it up
 		NextAttempt: until,
 	}
 }
