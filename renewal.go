@@ -153,11 +153,7 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	} else {
 		c.publish(s, next, entry, s.unsaved)
 	}
-	if issued {
-		c.b.log(c.name).Info("credential configured", "proved", verify)
-	} else {
-		c.b.log(c.name).Info("settings changed, the token goes on")
-	}
+	c.b.log(c.name).Info("credential configured", "new_token", issued, "proved", issued && verify)
 	return nil
 }
 
