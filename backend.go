@@ -47,6 +47,7 @@ type backend struct {
 	background    chan struct{} // holds a token per background refresh under way
 	loading       atomic.Bool   // a load of all credentials is under way
 	loaded        atomic.Bool   // all credentials are in memory
+	loadFailed    bool          // the last load did not bring them all; guarded by loading
 
 	mu   sync.Mutex      // guards the start of jobs against Clean
 	life context.Context //nolint:containedctx // the backend's own life, ended by Clean
@@ -145,15 +146,16 @@ func (b *backend) load() {
 		defer b.loading.Store(false)
 		names, err := b.storage.List(ctx, configPrefix)
 		for _, name := range names {
-			if err == nil {
-				_, _, err = b.find(ctx, name)
+			if _, _, e := b.find(ctx, name); e != nil {
+				err = e
 			}
 		}
 		if err == nil {
 			b.loaded.Store(true)
-		} else if ctx.Err() == nil {
-			b.Logger().Error("credentials can't be loaded, they will be at the next tick", "mount", b.mountPath(), "error", err)
+		} else if ctx.Err() == nil && !b.loadFailed {
+			b.Logger().Error("some credentials can't be loaded, they will be at a later tick", "mount", b.mountPath(), "error", err)
 		}
+		b.loadFailed = err != nil
 	})
 }
 
@@ -193,6 +195,8 @@ func (b *backend) invalidate(_ context.Context, key string) {
 	}
 	if v, ok := b.credentials.Load(name); ok {
 		v.(*credential).epoch.Add(1)
+	} else {
+		b.loaded.Store(false) // a name that another node configured
 	}
 }
 
@@ -249,7 +253,7 @@ func (b *backend) find(ctx context.Context, name string) (*credential, *snapshot
 		}
 		c := b.credential(name)
 		if c.snap.CompareAndSwap(nil, s) {
-			c.arm(s)
+			c.arm()
 		}
 		if b.invalidations.Load() != seen {
 			c.epoch.Add(1)

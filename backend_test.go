@@ -252,7 +252,7 @@ func TestNoGoroutineSurvives200Mounts(t *testing.T) { //nolint:paralleltest // c
 				before = runtime.NumGoroutine()
 			}
 		}
-		if after := runtime.NumGoroutine(); after > before {
+		if after := runtime.NumGoroutine(); after > before+10 { // one may be about to end; a leak would be 200
 			t.Errorf("%d goroutines before, %d after", before, after)
 		}
 	})

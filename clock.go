@@ -1,19 +1,26 @@
 package main
 
-import "time"
+import (
+	"sync/atomic"
+	"time"
+)
 
-// steadyClock returns a clock for a token's life: the wall clock, but never
-// behind start plus the time that has gone by since. When the wall clock is set
-// back, a token must not live longer; when the machine slept, which elapsed
-// may not count, neither.
+// steadyClock returns a clock for a token's life. It follows the wall clock
+// when that is set forward, or the machine slept, which elapsed may not count;
+// it never follows it back: a token must not live longer for it. So it may be
+// ahead of the wall clock until the process ends.
 func steadyClock(wall func() time.Time, elapsed func() time.Duration) func() time.Time {
 	start := wall().Add(-elapsed()).Round(0) // without its monotonic reading
+	var ahead atomic.Int64                   // the most that the wall clock was ever ahead of start + elapsed
 	return func() time.Time {
-		now, steady := wall().Round(0), start.Add(elapsed())
-		if steady.After(now) {
-			return steady
+		steady := start.Add(elapsed())
+		drift := int64(wall().Round(0).Sub(steady))
+		for {
+			most := ahead.Load()
+			if drift <= most || ahead.CompareAndSwap(most, drift) {
+				return steady.Add(time.Duration(max(drift, most)))
+			}
 		}
-		return now
 	}
 }
 

@@ -67,3 +67,35 @@ func TestClockSteps(t *testing.T) {
 		})
 	}
 }
+
+func TestClockForwardAndBack(t *testing.T) {
+	t.Parallel()
+	for _, life := range []time.Duration{20 * time.Minute, time.Hour, 24 * time.Hour} {
+		t.Run(life.String(), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				e := newEngine(t, autopaysim.Options{Lifetime: life})
+				var step atomic.Int64
+				e.opts.now = steadyClock(func() time.Time { return time.Now().Add(time.Duration(step.Load())) }, func() time.Duration { return time.Since(start2000) })
+				e.restart()
+				e.configure("default")
+				time.Sleep(time.Minute)
+				step.Store(int64(25 * time.Hour))
+				e.token("token")
+				time.Sleep(10 * time.Minute)
+				e.tick()
+				synctest.Wait()
+				step.Store(0)
+				for range 30 * 60 {
+					resp, err := e.read("token")
+					if err == nil && !e.sim.Valid(resp.Data["access_token"].(string)) {
+						t.Fatalf("a dead token after %s: %v", time.Since(start2000), resp.Data)
+					}
+					time.Sleep(time.Minute)
+					e.tick()
+					synctest.Wait()
+				}
+			})
+		})
+	}
+}

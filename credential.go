@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
 )
 
 // standbyRest is how long a node that may not write leaves its readers in
@@ -25,10 +27,12 @@ type credential struct {
 	snap  atomic.Pointer[snapshot] // what readers are answered from; nil: not loaded
 	epoch atomic.Uint64            // counts invalidations: a snapshot of another epoch is stale
 	rest  atomic.Int64             // Unix nanoseconds until which a read starts no refresh
+	blind atomic.Int64             // Unix nanoseconds until which storage, which failed, is left alone
 
 	// slot is held by the one job that may ask Autopay or write to storage
 	// for this credential. Readers never take it.
-	slot chan struct{}
+	slot     chan struct{}
+	unproved *unprovedError // the last proof that failed; guarded by slot
 
 	mu     sync.Mutex  // guards flight and timer, never across I/O
 	flight *flight     // the refresh under way, if any
@@ -53,20 +57,21 @@ func newCredential(b *backend, name string) *credential {
 func (c *credential) current(ctx context.Context) (*snapshot, error) {
 	for {
 		old, epoch := c.snap.Load(), c.epoch.Load()
-		if old != nil && old.epoch == epoch {
+		if old != nil && (old.epoch == epoch || old.live(c.b.now()) && c.b.now().UnixNano() < c.blind.Load()) {
 			return old, nil
 		}
 		s, err := c.b.read(ctx, c.name, old)
 		if err != nil {
-			if old != nil && old.live(c.b.now()) {
-				c.b.log(c.name).Warn("storage can't be read, serving the token in memory", "error", err)
-				return old, nil
+			if old == nil || !old.live(c.b.now()) {
+				return nil, err
 			}
-			return nil, err
+			c.blind.Store(c.b.now().Add(time.Second).UnixNano())
+			c.b.log(c.name).Warn("storage can't be read, serving the token in memory", "error", err)
+			return old, nil
 		}
 		s.epoch = epoch
 		if c.snap.CompareAndSwap(old, s) {
-			c.arm(s)
+			c.arm()
 			return s, nil
 		}
 	}
@@ -126,7 +131,7 @@ func (c *credential) fly(ctx context.Context, f *flight) {
 	case <-ctx.Done():
 	}
 	f.err = c.exclusively(ctx, func(ctx context.Context) error { return c.renew(ctx, false) })
-	if isReadOnly(f.err) {
+	if errors.Is(f.err, logical.ErrReadOnly) {
 		c.rest.Store(c.b.now().Add(standbyRest).UnixNano())
 	}
 	c.mu.Lock()
@@ -148,9 +153,10 @@ func (f *flight) wait(ctx context.Context) error {
 
 // arm sets the timer to the next refresh: when one is due, unless none was
 // asked for yet, which is left to the tick and to readers.
-func (c *credential) arm(s *snapshot) {
+func (c *credential) arm() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	s := c.snap.Load()
 	if c.timer != nil {
 		c.timer.Stop()
 		c.timer = nil

@@ -237,6 +237,9 @@ func (b *backend) pathConfigWrite(
 	if err != nil {
 		return logical.ErrorResponse(err.Error()), nil
 	}
+	if given, ok := req.Data[fieldName]; ok && given != name {
+		return logical.ErrorResponse("name is part of the path: write to %sconfig/NAME", req.MountPoint), nil
+	}
 	c := b.credential(name)
 	err = c.exclusively(ctx, func(ctx context.Context) error {
 		s, err := c.current(ctx)

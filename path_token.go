@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -40,7 +41,11 @@ type userError struct{ text string }
 func (e *userError) Error() string { return e.text }
 
 // unprovedError is a config write that Autopay did not confirm.
-type unprovedError struct{ *fault }
+type unprovedError struct {
+	*fault
+	settings [sha256.Size]byte // of the settings that were tried
+	at       time.Time
+}
 
 // respondError is the one place that turns errors into responses. A coded
 // error keeps its code across the plugin boundary only when it is returned
@@ -52,17 +57,19 @@ func respondError(err error) (*logical.Response, error) {
 		failed   *failure
 	)
 	switch {
-	case isReadOnly(err):
-		return nil, logical.ErrReadOnly
 	case errors.As(err, &user):
 		return logical.ErrorResponse(user.text), nil
 	case errors.As(err, &unproved) && unproved.refused():
 		return logical.ErrorResponse(unproved.text + "; nothing was changed"), nil
+	case errors.As(err, &unproved) && unproved.unstored():
+		return nil, logical.CodedError(unproved.status, unproved.text+"; nothing was changed")
 	case errors.As(err, &unproved):
 		return nil, logical.CodedError(unproved.status,
 			unproved.text+"; nothing was changed; verify=false stores it unproved")
 	case errors.As(err, &failed):
 		return nil, logical.CodedError(failed.Status, failed.Error())
+	case isReadOnly(err): // last, for it goes by the text, and Autopay words some of those above
+		return nil, logical.ErrReadOnly
 	case errors.Is(err, errClosed), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return nil, logical.CodedError(http.StatusServiceUnavailable, "no answer in time; try again")
 	default:
@@ -162,24 +169,26 @@ func (b *backend) pathTokenRead(
 		return respondError(err)
 	}
 	now := b.now()
-	switch {
-	case s.live(now) && s.due(now) && now.UnixNano() >= c.rest.Load():
+	if s.live(now) && s.due(now) && now.UnixNano() >= c.rest.Load() {
 		c.refresh()
-	case s.live(now):
-	case !b.mayWrite():
-		return nil, logical.ErrReadOnly // the active node is to do it (rule 10)
-	default:
+	}
+	for !s.live(now) {
+		if !b.mayWrite() {
+			return nil, logical.ErrReadOnly // the active node is to do it (rule 10)
+		}
 		if f := s.blocked(now); f != nil {
 			return respondError(f)
 		}
-		err = c.refresh().wait(ctx)
-		now = b.now()
-		if s = c.snap.Load(); s == nil || !s.live(now) {
-			if err == nil { // it was deleted meanwhile
-				err = notConfigured(req, d)
-			}
+		err := c.refresh().wait(ctx)
+		now, s = b.now(), c.snap.Load()
+		switch {
+		case s.live(now): // whatever became of this refresh
+		case err != nil:
 			return respondError(err)
+		case s.config == nil: // it was deleted meanwhile
+			return respondError(notConfigured(req, d))
 		}
+		// Otherwise other settings came meanwhile, which have no token yet.
 	}
 	return tokenResponse(s, now), nil
 }
@@ -220,16 +229,19 @@ func (b *backend) pathRotateWrite(
 	if err != nil {
 		return respondError(err)
 	}
-	var warning string
+	var (
+		warning string
+		after   *snapshot
+	)
 	err = c.exclusively(ctx, func(ctx context.Context) (err error) {
 		warning, err = c.rotate(ctx)
+		after = c.snap.Load() // while it can't be changed
 		return err
 	})
 	if err != nil {
 		return respondError(err)
 	}
-	s = c.snap.Load()
-	if s.config == nil {
+	if s = after; s.config == nil {
 		return respondError(notConfigured(req, d))
 	}
 	resp := rotationResponse(s, b.now())

@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"net/http"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -19,7 +21,7 @@ func (c *credential) renew(ctx context.Context, operator bool) error {
 		return err
 	}
 	if now := c.b.now(); !operator && s.live(now) && !s.due(now) {
-		c.arm(s)
+		c.arm()
 		return nil
 	}
 	entry, err := c.ask(ctx, s, s.config, operator)
@@ -37,7 +39,7 @@ func (c *credential) renew(ctx context.Context, operator bool) error {
 		}
 	case errors.As(err, &wait):
 		c.b.log(c.name).Warn("no request may leave now", "state", s.state(c.b.now()), "error", wait.Text, "next_attempt", formatTime(wait.NextAttempt))
-		c.arm(s)
+		c.arm()
 		return err
 	case err != nil:
 		return err // the tick tries again
@@ -65,8 +67,11 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry, 
 	}
 	entered := s.entry.entered(sent)
 	if err := c.b.putToken(ctx, c.name, entered); err != nil {
-		if isReadOnly(err) || ctx.Err() != nil {
-			return s.entry, err
+		if isReadOnly(err) {
+			return s.entry, logical.ErrReadOnly
+		}
+		if ctx.Err() != nil {
+			return s.entry, errClosed
 		}
 		return s.entry, &fault{text: cleanText(err.Error(), config.ClientSecret), status: http.StatusInternalServerError, noToken: true}
 	}
@@ -98,6 +103,10 @@ func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 	now := c.b.now()
 	if s.live(now) && now.Sub(s.entry.LastVaultRotation) < youngToken {
 		return "this token is younger than 60 s and was kept", nil
+	}
+	// Autopay may answer with the same token again, which stays as old as it is.
+	if s.live(now) && s.entry.Failure == nil && now.Sub(s.entry.lastRequest()) < youngToken {
+		return "Autopay was asked for a token less than 60 s ago, and this one was kept", nil
 	}
 	if f := s.entry.Failure; f != nil && now.Sub(f.Time) < rotateSpacing {
 		return "", f
@@ -132,19 +141,16 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	}
 	if issued && verify {
 		var err error
-		entry, err = c.ask(ctx, s, next, true)
-		var f *fault
-		if errors.As(err, &f) {
-			if !f.unstored() { // the old config and token stay as they were, the ledger does not
-				c.save(ctx, s, s.config, entry)
-			}
-			return &unprovedError{f}
-		}
-		if err != nil {
+		if entry, err = c.prove(ctx, s, next); err != nil {
 			return err
 		}
 	}
 	if err := c.b.putConfig(ctx, c.name, next); err != nil {
+		if issued && verify {
+			kept := s.entry
+			kept.Requests = entry.Requests // the proof was made, and counts
+			c.save(ctx, s, s.config, kept)
+		}
 		c.epoch.Add(1) // it may have been written all the same
 		return err
 	}
@@ -157,10 +163,30 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	return nil
 }
 
+// prove asks for a token with settings that are not stored yet. Vault's
+// clients repeat a write that was answered 5xx: the same one right after a
+// failed proof is answered as before, and no request leaves.
+func (c *credential) prove(ctx context.Context, s *snapshot, next *configEntry) (tokenEntry, error) {
+	settings := sha256.Sum256(fmt.Append(nil, next.tokenRequest()))
+	if last := c.unproved; last != nil && last.settings == settings && c.b.now().Sub(last.at) < proofSpacing {
+		return s.entry, last
+	}
+	entry, err := c.ask(ctx, s, next, true)
+	var f *fault
+	if !errors.As(err, &f) {
+		return entry, err
+	}
+	if !f.unstored() { // the old config and token stay as they were, the ledger does not
+		c.save(ctx, s, s.config, entry)
+	}
+	c.unproved = &unprovedError{f, settings, c.b.now()}
+	return entry, c.unproved
+}
+
 // remove deletes the credential, its token and its ledger. The caller holds
-// the slot. The config goes first: a token without one is never served.
+// the slot. The config goes last: while it is there, a delete can be repeated.
 func (c *credential) remove(ctx context.Context) error {
-	for _, key := range []string{configPrefix + c.name, tokenPrefix + c.name} {
+	for _, key := range []string{tokenPrefix + c.name, configPrefix + c.name} {
 		if err := c.b.deleteKey(ctx, key); err != nil {
 			c.epoch.Add(1) // it may be gone all the same
 			return err
@@ -183,7 +209,7 @@ func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry,
 	if err != nil && ctx.Err() == nil {
 		c.b.log(c.name).Error("the token entry can't be stored, it is kept in memory", "error", err)
 	}
-	c.publish(s, config, entry, err != nil)
+	c.publish(s, config, entry, err != nil && !isReadOnly(err))
 	if config == nil || isReadOnly(err) {
 		c.epoch.Add(1) // storage knows better
 	}
@@ -196,7 +222,7 @@ func (c *credential) publish(s *snapshot, config *configEntry, entry tokenEntry,
 	now := c.b.now()
 	next.epoch, next.unsaved, next.shown = s.epoch, unsaved, next.state(now)
 	c.snap.Store(next)
-	c.arm(next)
+	c.arm()
 	if config == nil {
 		return
 	}

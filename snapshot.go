@@ -101,11 +101,11 @@ func (s *snapshot) problem(now time.Time) *failure {
 // ttl is how long a reader should hold the token before it reads again: until
 // it is due to be replaced, and not for long while replacing it fails.
 func (s *snapshot) ttl(now time.Time) time.Duration {
-	most := s.period
+	most, until := s.period, s.scheduled
 	if s.problem(now) != nil {
-		most = min(most, maxOutageTTL)
+		most, until = min(most, maxOutageTTL), s.dueAt()
 	}
-	return max(min(ceilSecond(s.dueAt().Sub(now)), most), minTTL)
+	return max(min(ceilSecond(until.Sub(now)), most), minTTL)
 }
 
 // ceilSecond rounds d up to whole seconds.

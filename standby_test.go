@@ -188,3 +188,24 @@ func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 		}
 	})
 }
+
+func TestRule10ASecondaryLearnsOfNewNames(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		sec := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
+		sec.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
+		sec.start()
+		defer sec.clean(t.Context())
+		synctest.Wait()
+		e.configure("oslo", "verify", false)
+		e.clean(t.Context())
+		sec.InvalidateKey(t.Context(), "config/oslo")
+		for range 10 {
+			time.Sleep(time.Minute)
+			sec.tick()
+			synctest.Wait()
+		}
+		e.wantRequests(1)
+	})
+}

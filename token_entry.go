@@ -20,6 +20,7 @@ const (
 	refusedDelay  = 5 * time.Minute
 	youngToken    = 60 * time.Second // rotate keeps a token younger than this
 	rotateSpacing = 5 * time.Second  // between an attempt and a rotate
+	proofSpacing  = 5 * time.Second  // between a failed proof and the same one again
 )
 
 // tokenEntry is what storage keeps at token/NAME: the token, the ledger of
@@ -174,12 +175,24 @@ func (e tokenEntry) limited(limit int, now time.Time) *failure {
 	if !now.Before(until) {
 		return nil
 	}
-	return &failure{
+	f := &failure{
 		Text:        fmt.Sprintf("the token_request_limit of %d in 24 hours is used up; raise it, or wait", limit),
 		Status:      http.StatusServiceUnavailable,
-		Time:        time.Unix(e.Requests[len(e.Requests)-1], 0), // the request that used it up
+		Time:        e.lastRequest(), // the request that used it up
 		NextAttempt: until,
 	}
+	if e.Failure != nil {
+		f.Count = e.Failure.Count
+	}
+	return f
+}
+
+// lastRequest is when the last request in the ledger left; zero if there is none.
+func (e tokenEntry) lastRequest() time.Time {
+	if len(e.Requests) == 0 {
+		return time.Time{}
+	}
+	return time.Unix(e.Requests[len(e.Requests)-1], 0)
 }
 
 // entered returns the entry with a request at now in its ledger.
@@ -220,6 +233,7 @@ func (e tokenEntry) obtained(g string, answer tokenAnswer, sent, now time.Time) 
 	default:
 		// The same token, given new life after it had ended by our books.
 		e.LastVaultRotation = old.LastVaultRotation
+		e.NextRotation = now.Add(max(e.ExpireTime.Sub(now)/2, minTTL))
 	}
 	return e
 }
