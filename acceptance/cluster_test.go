@@ -13,10 +13,11 @@ import (
 // cluster is Vault servers with one raft storage between them.
 type cluster []*server
 
-// startCluster runs n servers, unsealed, with the plugin registered and every
-// node a voter, so that any one of three may be lost.
-func startCluster(t *testing.T, n int) cluster {
+// startCluster runs three servers, unsealed, with the plugin registered and
+// every node a voter, so that any one may be lost.
+func startCluster(t *testing.T) cluster {
 	t.Helper()
+	const n = 3
 	dir := t.TempDir()
 	first, err := launch(dir, "node0")
 	if err != nil {
@@ -102,7 +103,7 @@ func (c cluster) standbys(t *testing.T) []*server {
 // one: the next goes on with the same token and asks Autopay for nothing.
 func TestClusterServesOneToken(t *testing.T) {
 	t.Parallel()
-	nodes := startCluster(t, 3)
+	nodes := startCluster(t)
 	p := startProvider(t)
 	first := nodes.active(t)
 	m := enableAt(t, first, "autopay")

@@ -9,17 +9,24 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/hashicorp/vault/api"
 )
 
 func (s *server) registerPlugin(version string) error {
+	return s.registerBinary(pluginName, suite.pluginSHA, version)
+}
+
+// registerBinary registers a file in the plugin directory as a version of the
+// plugin.
+func (s *server) registerBinary(file, sha, version string) error {
 	err := s.root().Sys().RegisterPlugin(&api.RegisterPluginInput{
 		Name:    pluginName,
 		Type:    api.PluginTypeSecrets,
-		Command: pluginName,
-		SHA256:  suite.pluginSHA,
+		Command: file,
+		SHA256:  sha,
 		Version: version,
 	})
 	if err != nil {
@@ -34,7 +41,7 @@ func (s *server) plugins() ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	maps.DeleteFunc(all, func(_ int, exe string) bool { return filepath.Base(exe) != pluginName })
+	maps.DeleteFunc(all, func(_ int, exe string) bool { return !strings.HasPrefix(filepath.Base(exe), pluginName) })
 	return slices.Sorted(maps.Keys(all)), nil
 }
 

@@ -23,20 +23,29 @@ type provider struct {
 	web *httptest.Server
 }
 
+// usualBan is how many tokens one client gets before it is banned: more than
+// almost any test here should need.
+const usualBan = 10
+
 func startProvider(t *testing.T) *provider {
 	t.Helper()
-	return serveProvider(t, (*httptest.Server).Start)
+	return startProviderBanning(t, usualBan)
+}
+
+// startProviderBanning bans a client who asks for more tokens than so many.
+func startProviderBanning(t *testing.T, after int) *provider {
+	t.Helper()
+	return serveProvider(t, (*httptest.Server).Start, after)
 }
 
 func startTLSProvider(t *testing.T) *provider {
 	t.Helper()
-	return serveProvider(t, (*httptest.Server).StartTLS)
+	return serveProvider(t, (*httptest.Server).StartTLS, usualBan)
 }
 
-func serveProvider(t *testing.T, start func(*httptest.Server)) *provider {
+func serveProvider(t *testing.T, start func(*httptest.Server), banAfter int) *provider {
 	t.Helper()
-	// Eleven tokens for one client is more than any test here should need.
-	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{}, BanAfter: 10})
+	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{}, BanAfter: banAfter})
 	web := httptest.NewUnstartedServer(sim)
 	web.Config.ErrorLog = log.New(io.Discard, "", 0) // failed handshakes are wanted
 	start(web)
