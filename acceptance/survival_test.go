@@ -136,13 +136,16 @@ func TestKilledWhileProving(t *testing.T) {
 	}()
 	eventually(t, 5*time.Second, "no request leaves", func() bool { return p.Requests(next.id) == 1 })
 	m.killPlugin(t)
-	if a := <-written; a.status != http.StatusInternalServerError {
-		t.Errorf("the write: %v, want 500", a)
+	// Vault answers 500, or sends the write again to the plugin's next process, where it times out.
+	a := <-written
+	used, legal := map[int]int64{http.StatusInternalServerError: 2, http.StatusServiceUnavailable: 3}[a.status]
+	if !legal {
+		t.Errorf("the write: %v, want 500 or 503", a)
 	}
 
 	m.wantUnchanged(t, p, cred, old, 0)
-	if n := integer(t, m.read(t, "status").data, "token_requests_24h"); n != 2 {
-		t.Errorf("the ledger holds %d requests, want 2", n)
+	if n := integer(t, m.read(t, "status").data, "token_requests_24h"); n != used {
+		t.Errorf("the ledger holds %d requests, want %d", n, used)
 	}
 	p.SetFault(autopaysim.Fault{})
 	m.mustWrite(t, "config", next.config())
