@@ -58,10 +58,10 @@ unit: ## unit tests with the race detector
 	echo "unit: go test $${race[*]-} ./..."; \
 	go test $${race[@]+"$${race[@]}"} ./...
 
-MODEL_RUNS := 200
+MODEL_RUNS := 500
 .PHONY: model
 model: ## random lives of a mount, held against the ten rules: make model MODEL_RUNS=2000
-	@echo "model: $(MODEL_RUNS) random runs of 30 days each, about 8 a second on 2 cores"
+	@echo "model: $(MODEL_RUNS) random runs of 30 days each, about 10 a second on 2 cores"
 	@go test -count=1 -v -timeout 30m -run '^TestModel$$' . -model.runs=$(MODEL_RUNS) | grep -vE '^ *(=== |--- PASS)'
 
 .PHONY: acceptance

@@ -77,6 +77,20 @@ func TestRule8Ledger(t *testing.T) {
 			e.token("token")
 		})
 	})
+	t.Run("a raised limit ends a long wait", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.configure("default", "verify", false, "token_request_limit", 2)
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang, Times: 1})
+			if _, err := e.read("token"); !strings.Contains(err.Error(), "the next attempt is at 2000-01-02T00:00:10Z") {
+				t.Fatal(err) // half the limit is used: the other half is to last for a day
+			}
+			e.configure("default", "token_request_limit", 100)
+			time.Sleep(time.Hour)
+			e.token("token")
+		})
+	})
 	t.Run("no request leaves when the ledger can't be stored", func(t *testing.T) {
 		t.Parallel()
 		synctest.Test(t, func(t *testing.T) {

@@ -161,10 +161,7 @@ func (b *backend) pathTokenRead(
 	req *logical.Request,
 	d *framework.FieldData,
 ) (*logical.Response, error) {
-	c, s, err := b.findConfigured(ctx, d)
-	if err == nil && s == nil {
-		err = notConfigured(req, d)
-	}
+	c, s, err := b.findForUse(ctx, req, d)
 	if err != nil {
 		return respondError(err)
 	}
@@ -222,10 +219,7 @@ func (b *backend) pathRotateWrite(
 	req *logical.Request,
 	d *framework.FieldData,
 ) (*logical.Response, error) {
-	c, s, err := b.findConfigured(ctx, d)
-	if err == nil && s == nil {
-		err = notConfigured(req, d)
-	}
+	c, s, err := b.findForUse(ctx, req, d)
 	if err != nil {
 		return respondError(err)
 	}
@@ -263,6 +257,15 @@ func (b *backend) findConfigured(ctx context.Context, d *framework.FieldData) (*
 		return nil, nil, err
 	}
 	return c, s, s.damage
+}
+
+// findForUse is findConfigured for paths where a missing credential is the caller's mistake.
+func (b *backend) findForUse(ctx context.Context, req *logical.Request, d *framework.FieldData) (*credential, *snapshot, error) {
+	c, s, err := b.findConfigured(ctx, d)
+	if err == nil && s == nil {
+		err = notConfigured(req, d)
+	}
+	return c, s, err
 }
 
 // notConfigured tells which path to write, with which fields.

@@ -157,7 +157,7 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	if issued && verify {
 		c.save(ctx, s, next, entry)
 	} else {
-		c.publish(s, next, entry, s.unsaved)
+		c.publish(s, next, entry.eased(c.b.now()), s.unsaved)
 	}
 	c.b.log(c.name).Info("credential configured", "new_token", issued, "proved", issued && verify)
 	return nil

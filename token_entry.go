@@ -187,6 +187,17 @@ func (e tokenEntry) limited(limit int, now time.Time) *failure {
 	return f
 }
 
+// eased returns the entry after an operator changed its settings, the limit
+// perhaps: what waits for longer than Autopay itself may ask for, waits no longer.
+func (e tokenEntry) eased(now time.Time) tokenEntry {
+	if latest := now.Add(maxRetryAfter); e.Failure != nil && e.Failure.NextAttempt.After(latest) {
+		f := *e.Failure
+		f.NextAttempt = latest
+		e.Failure = &f
+	}
+	return e
+}
+
 // lastRequest is when the last request in the ledger left; zero if there is none.
 func (e tokenEntry) lastRequest() time.Time {
 	if len(e.Requests) == 0 {
