@@ -219,7 +219,7 @@ func (b *backend) pathRotateWrite(
 	req *logical.Request,
 	d *framework.FieldData,
 ) (*logical.Response, error) {
-	c, s, err := b.findForUse(ctx, req, d)
+	c, _, err := b.findForUse(ctx, req, d)
 	if err != nil {
 		return respondError(err)
 	}
@@ -235,10 +235,10 @@ func (b *backend) pathRotateWrite(
 	if err != nil {
 		return respondError(err)
 	}
-	if s = after; s.config == nil {
+	if after.config == nil {
 		return respondError(notConfigured(req, d))
 	}
-	resp := rotationResponse(s, b.now())
+	resp := rotationResponse(after, b.now())
 	if warning != "" {
 		resp.AddWarning(warning)
 	}
