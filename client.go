@@ -58,9 +58,6 @@ func (f *fault) Error() string { return f.text }
 // refused reports that Autopay refused the credential: a 4xx but 408 and 429.
 func (f *fault) refused() bool { return f.status == http.StatusBadGateway }
 
-// unstored reports a request that never left, for the ledger could not be stored.
-func (f *fault) unstored() bool { return f.status == http.StatusInternalServerError }
-
 // client talks to the token endpoint. It knows nothing of Vault.
 type client struct {
 	now       func() time.Time

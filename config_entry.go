@@ -47,9 +47,14 @@ type configEntry struct {
 	Generation string `json:"generation"`
 }
 
+// newConfigEntry returns an entry whose numbers are the defaults.
+func newConfigEntry() *configEntry {
+	return &configEntry{RequestTimeout: defaultRequestTimeout, TokenRequestLimit: defaultRequestLimit}
+}
+
 // decodeConfig reads a stored entry.
 func decodeConfig(data []byte) (*configEntry, error) {
-	c := &configEntry{RequestTimeout: defaultRequestTimeout, TokenRequestLimit: defaultRequestLimit}
+	c := newConfigEntry()
 	if json.Unmarshal(data, c) != nil {
 		return nil, errors.New("it is not the JSON that this engine writes")
 	}

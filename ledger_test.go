@@ -96,12 +96,7 @@ func TestRule8Ledger(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.configure("default", "verify", false)
-			e.storage.failWith(func(op, _ string) error {
-				if op == "put" {
-					return errors.New("disk full")
-				}
-				return nil
-			})
+			e.storage.failOn("put", "", errors.New("disk full"))
 			for range 3600 {
 				resp, err := e.read("token")
 				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(err.Error(), "storing the token entry") {

@@ -266,7 +266,7 @@ func (b *backend) pathConfigWrite(
 // changedConfig is the stored config (nil: none) with the fields of a request
 // in place, validated. The stored one is left as it is.
 func changedConfig(stored *configEntry, data map[string]any) (*configEntry, error) {
-	next := &configEntry{RequestTimeout: defaultRequestTimeout, TokenRequestLimit: defaultRequestLimit}
+	next := newConfigEntry()
 	if stored != nil {
 		*next = *stored
 	}

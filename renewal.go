@@ -93,6 +93,9 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry, 
 	return entered, f
 }
 
+// unstored reports a request that never left, for the ledger could not be stored.
+func (f *fault) unstored() bool { return f.status == http.StatusInternalServerError }
+
 // rotate replaces the token now, unless it is so young that others who saw
 // the same refusal must have asked before. The caller holds the slot.
 func (c *credential) rotate(ctx context.Context) (warning string, err error) {
@@ -133,20 +136,21 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	}
 	entry := s.entry
 	issued := s.config == nil || !next.issuesAs(s.config)
+	proved := issued && verify
 	switch {
 	case !issued && *next == *s.config:
 		return nil
 	case issued:
 		next.Generation = rand.Text()
 	}
-	if issued && verify {
+	if proved {
 		var err error
 		if entry, err = c.prove(ctx, s, next); err != nil {
 			return err
 		}
 	}
 	if err := c.b.putConfig(ctx, c.name, next); err != nil {
-		if issued && verify {
+		if proved {
 			kept := s.entry
 			kept.Requests = entry.Requests // the proof was made, and counts
 			c.save(ctx, s, s.config, kept)
@@ -154,12 +158,12 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 		c.epoch.Add(1) // it may have been written all the same
 		return err
 	}
-	if issued && verify {
+	if proved {
 		c.save(ctx, s, next, entry)
 	} else {
 		c.publish(s, next, entry.eased(c.b.now()), s.unsaved)
 	}
-	c.b.log(c.name).Info("credential configured", "new_token", issued, "proved", issued && verify)
+	c.b.log(c.name).Info("credential configured", "new_token", issued, "proved", proved)
 	return nil
 }
 

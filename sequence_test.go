@@ -41,12 +41,7 @@ func TestLoadGoesOnAfterACredentialThatCantBeRead(t *testing.T) {
 		e.configure("aaa")
 		e.configure("bbb")
 		e.clean(t.Context())
-		e.storage.failWith(func(op, key string) error {
-			if op == "get" && key == "config/aaa" {
-				return errors.New("cipher: message authentication failed")
-			}
-			return nil
-		})
+		e.storage.failOn("get", "config/aaa", errors.New("cipher: message authentication failed"))
 		e.start()
 		time.Sleep(18*time.Hour + time.Minute)
 		for range 10 {
@@ -89,12 +84,7 @@ func TestAProofCountsThoughTheConfigCantBeStored(t *testing.T) {
 			return nil
 		})
 		e.token("token") // unsaved
-		e.storage.failWith(func(op, key string) error {
-			if op == "put" && strings.HasPrefix(key, "config/") {
-				return errors.New("disk full")
-			}
-			return nil
-		})
+		e.storage.failOn("put", "config/", errors.New("disk full"))
 		e.sim.SetClient("second", testSecret)
 		for range 5 {
 			if _, err := e.write("config", map[string]any{"client_id": "second"}); err == nil {
@@ -115,12 +105,7 @@ func TestAHalfDoneDeleteCanBeRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default")
-		e.storage.failWith(func(op, key string) error {
-			if op == "delete" && strings.HasPrefix(key, "token/") {
-				return errors.New("disk full")
-			}
-			return nil
-		})
+		e.storage.failOn("delete", "token/", errors.New("disk full"))
 		_, err := e.do(t.Context(), logical.DeleteOperation, "config", nil)
 		if err == nil {
 			t.Error("no error")
@@ -149,12 +134,7 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 		wg.Go(func() { _, _ = node.write("rotate", nil) })
 		time.Sleep(time.Second)
 		node.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-		active.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				return errors.New(logical.ErrReadOnly.Error())
-			}
-			return nil
-		})
+		active.storage.failOn("put", "", errors.New(logical.ErrReadOnly.Error()))
 		wg.Wait()
 		active.storage.failWith(nil)
 		time.Sleep(2 * time.Minute)

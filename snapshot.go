@@ -71,7 +71,7 @@ func (s *snapshot) pending() bool { return s.entry.AccessToken == "" && s.entry.
 
 // limited is why the ledger allows no request now; nil if it does.
 func (s *snapshot) limited(now time.Time) *failure {
-	if s.config == nil {
+	if !now.Before(s.limitedUntil) {
 		return nil
 	}
 	return s.entry.limited(s.config.TokenRequestLimit, now)
@@ -91,9 +91,10 @@ func (s *snapshot) blocked(now time.Time) *failure {
 
 // problem is what keeps the token from being replaced; nil if nothing does.
 func (s *snapshot) problem(now time.Time) *failure {
-	wanted := !s.live(now) || !now.Before(s.scheduled)
-	if f := s.limited(now); f != nil && wanted {
-		return f
+	if wanted := !s.live(now) || !now.Before(s.scheduled); wanted {
+		if f := s.limited(now); f != nil {
+			return f
+		}
 	}
 	return s.entry.Failure
 }

@@ -24,6 +24,16 @@ func (s *spyStorage) failWith(fail func(op, key string) error) {
 	s.fail = fail
 }
 
+// failOn makes one operation fail on all keys with a prefix.
+func (s *spyStorage) failOn(op, prefix string, err error) {
+	s.failWith(func(o, key string) error {
+		if o == op && strings.HasPrefix(key, prefix) {
+			return err
+		}
+		return nil
+	})
+}
+
 func (s *spyStorage) check(op, key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -49,12 +49,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 				e.sim.SetClient("second", testSecret)
 				e.configure("default")
 				token := e.token("token")["access_token"]
-				e.storage.failWith(func(op, key string) error {
-					if op == "put" && strings.HasPrefix(key, test.failPut) {
-						return boom
-					}
-					return nil
-				})
+				e.storage.failOn("put", test.failPut, boom)
 				resp, err := e.write("config", map[string]any{"client_id": "second"})
 				if code(resp, err) != test.code {
 					t.Errorf("the write got %v %v, want %d", resp, err, test.code)

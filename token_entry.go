@@ -231,21 +231,20 @@ func (e tokenEntry) obtained(g string, answer tokenAnswer, sent, now time.Time) 
 	e.LastVaultRotation = sent
 	e.NextRotation = time.Time{}
 	e.Failure = nil
-	switch {
-	case old.AccessToken != answer.accessToken:
+	if old.AccessToken != answer.accessToken {
 		// Two tokens within a second: last_vault_rotation must tell them apart.
 		if old.AccessToken != "" && !sent.After(old.LastVaultRotation) {
 			e.LastVaultRotation = old.LastVaultRotation.Add(time.Second)
 		}
-	case now.Before(old.liveUntil()):
-		// The same token again changes nothing but the next attempt.
-		e.Scope, e.ExpireTime, e.LastVaultRotation = old.Scope, old.ExpireTime, old.LastVaultRotation
-		e.NextRotation = now.Add(max(e.ExpireTime.Sub(now)/2, minTTL))
-	default:
-		// The same token, given new life after it had ended by our books.
-		e.LastVaultRotation = old.LastVaultRotation
-		e.NextRotation = now.Add(max(e.ExpireTime.Sub(now)/2, minTTL))
+		return e
 	}
+	// The same token again changes nothing but the next attempt, unless it
+	// was given new life after it had ended by our books.
+	e.LastVaultRotation = old.LastVaultRotation
+	if now.Before(old.liveUntil()) {
+		e.Scope, e.ExpireTime = old.Scope, old.ExpireTime
+	}
+	e.NextRotation = now.Add(max(e.ExpireTime.Sub(now)/2, minTTL))
 	return e
 }
 
