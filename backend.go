@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"net/http"
 	"strings"
 	"sync"
@@ -92,6 +94,7 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, opts options) 
 			b.pathToken(),
 			b.pathRotate(),
 			b.pathStatus(),
+			b.pathMetrics(),
 		},
 		InitializeFunc: b.initialize,
 		PeriodicFunc:   b.periodic,
@@ -119,7 +122,27 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 			return logical.ErrorResponse(err.Error()), nil
 		}
 	}
-	return b.Backend.HandleRequest(ctx, req)
+	resp, err := b.Backend.HandleRequest(ctx, req)
+	if req.Operation == logical.HelpOperation && resp != nil {
+		resp.Data["openapi"] = withPlainRefs(resp.Data["openapi"])
+	}
+	return resp, err
+}
+
+// withPlainRefs spells the references of an OpenAPI document as Vault reads
+// them. It decodes the document of an external plugin by the names of struct
+// fields, to which "$ref" is unknown (hashicorp/vault issue 30714), and the
+// schemas of requests and responses would be lost.
+func withPlainRefs(document any) any {
+	text, err := json.Marshal(document)
+	if err != nil {
+		return document
+	}
+	var plain map[string]any
+	if json.Unmarshal(bytes.ReplaceAll(text, []byte(`"$ref":`), []byte(`"ref":`)), &plain) != nil {
+		return document
+	}
+	return plain
 }
 
 // HandleExistenceCheck implements logical.Backend. It asks about the path

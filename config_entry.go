@@ -20,6 +20,7 @@ import (
 )
 
 const (
+	defaultName           = "default"
 	defaultTokenURL       = "https://api-auth.autopay.io/oauth/token" //nolint:gosec // an address, not a credential
 	defaultAudience       = "https://api.autopay.io"
 	defaultRequestTimeout = 10  // seconds
@@ -263,7 +264,7 @@ var validName = regexp.MustCompile(`^\w(([\w-.]+)?\w)?$`)
 func credentialName(name string) (string, error) {
 	switch {
 	case name == "":
-		return "default", nil
+		return defaultName, nil
 	case len(name) > 128 || !validName.MatchString(name):
 		return "", errors.New("name must be at most 128 letters, digits, _, - and ., and begin and end with a letter, digit or _")
 	}

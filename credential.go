@@ -29,6 +29,8 @@ type credential struct {
 	rest  atomic.Int64             // Unix nanoseconds until which a read starts no refresh
 	blind atomic.Int64             // Unix nanoseconds until which storage, which failed, is left alone
 
+	counts atomic.Pointer[counts] // for the metrics; new ones once the credential is deleted
+
 	// slot is held by the one job that may ask Autopay or write to storage
 	// for this credential. Readers never take it.
 	slot     chan struct{}
@@ -48,7 +50,9 @@ type flight struct {
 }
 
 func newCredential(b *backend, name string) *credential {
-	return &credential{b: b, name: name, slot: make(chan struct{}, 1)}
+	c := &credential{b: b, name: name, slot: make(chan struct{}, 1)}
+	c.counts.Store(new(counts))
+	return c
 }
 
 // current returns the snapshot, read from storage where there is none or an

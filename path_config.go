@@ -81,6 +81,15 @@ func configFields() map[string]*framework.FieldSchema {
 	}
 }
 
+// configResponseFields are configFields as a read gives them: durations are
+// whole seconds, as numbers.
+func configResponseFields() map[string]*framework.FieldSchema {
+	fields := configFields()
+	fields[fieldRotationPeriod].Type = framework.TypeInt64
+	fields[fieldRequestTimeout].Type = framework.TypeInt64
+	return fields
+}
+
 func (b *backend) pathConfigList() *framework.Path {
 	return &framework.Path{
 		Pattern: configPrefix + "$",
@@ -115,6 +124,9 @@ func (b *backend) pathConfig() *framework.Path {
 		Description: "Prove the credential at Autopay before it replaces the stored one. Not stored.",
 	}
 	write := &framework.PathOperation{
+		DisplayAttrs: &framework.DisplayAttributes{
+			OperationPrefix: "autopay", OperationVerb: "configure", OperationSuffix: "default-credential|credential",
+		},
 		Callback:                    b.pathConfigWrite,
 		Summary:                     "Store or change a credential.",
 		Responses:                   map[int][]framework.Response{http.StatusNoContent: {{Description: "Stored."}}},
@@ -134,7 +146,7 @@ func (b *backend) pathConfig() *framework.Path {
 			logical.ReadOperation: &framework.PathOperation{
 				Callback:  b.pathConfigRead,
 				Summary:   "Read a credential, without its secret.",
-				Responses: okResponse(configFields()),
+				Responses: okResponse(configResponseFields()),
 			},
 			logical.DeleteOperation: &framework.PathOperation{
 				Callback:                    b.pathConfigDelete,

@@ -94,8 +94,8 @@ func rotationFields() map[string]*framework.FieldSchema {
 		"scope":               {Type: framework.TypeString, Required: true, Description: "What the token is good for, as Autopay says."},
 		"expire_time":         {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honouring the token."},
 		"last_vault_rotation": {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the token."},
-		"rotation_period":     {Type: framework.TypeDurationSecond, Required: true, Description: "Seconds between two tokens."},
-		"ttl":                 {Type: framework.TypeDurationSecond, Required: true, Description: "Seconds until the token is due to be replaced, at least 5: read again then."},
+		"rotation_period":     {Type: framework.TypeInt64, Required: true, Description: "Seconds between two tokens."},
+		"ttl":                 {Type: framework.TypeInt64, Required: true, Description: "Seconds until the token is due to be replaced, at least 5: read again then."},
 	}
 }
 
@@ -123,6 +123,9 @@ func (b *backend) pathToken() *framework.Path {
 func (b *backend) pathRotate() *framework.Path {
 	return credentialPath("rotate", logical.UpdateOperation,
 		&framework.PathOperation{
+			DisplayAttrs: &framework.DisplayAttributes{
+				OperationPrefix: "autopay", OperationVerb: "rotate", OperationSuffix: "default-token|token",
+			},
 			Callback: b.pathRotateWrite, Responses: okResponse(rotationFields()), ForwardPerformanceStandby: true,
 		},
 		rotateSynopsis, rotateDescription)
@@ -141,7 +144,7 @@ func (b *backend) hotRead(req *logical.Request) *logical.Response {
 		if req.Path != tokenPath {
 			return nil
 		}
-		name = "default"
+		name = defaultName
 	}
 	v, ok := b.credentials.Load(name)
 	if !ok {
@@ -152,7 +155,7 @@ func (b *backend) hotRead(req *logical.Request) *logical.Response {
 	if s == nil || s.epoch != c.epoch.Load() || !s.live(now) || s.due(now) {
 		return nil
 	}
-	return tokenResponse(s, now)
+	return c.tokenResponse(s, now)
 }
 
 // pathTokenRead corresponds to READ on autopay/token[/NAME].
@@ -165,40 +168,62 @@ func (b *backend) pathTokenRead(
 	if err != nil {
 		return respondError(err)
 	}
-	now := b.now()
+	s, err = c.awaitLive(ctx, s)
+	switch {
+	case errors.Is(err, logical.ErrReadOnly): // the active node counts it
+		return respondError(err)
+	case err != nil:
+		c.counts.Load().reads[readError].Add(1)
+		return respondError(err)
+	case s.config == nil: // it was deleted meanwhile
+		return respondError(notConfigured(req, d))
+	}
+	return c.tokenResponse(s, b.now()), nil
+}
+
+// awaitLive returns a snapshot with a live token, at once where s is one, and
+// starts the refresh that is due. Where the credential is deleted meanwhile,
+// the snapshot has no config.
+func (c *credential) awaitLive(ctx context.Context, s *snapshot) (*snapshot, error) {
+	now := c.b.now()
 	if s.live(now) && s.due(now) && now.UnixNano() >= c.rest.Load() {
 		c.refresh()
 	}
 	for !s.live(now) {
-		if !b.mayWrite() {
+		if !c.b.mayWrite() {
 			return nil, logical.ErrReadOnly // the active node is to do it (rule 10)
 		}
 		if f := s.blocked(now); f != nil {
-			return respondError(f)
+			if s.limited(now) != nil {
+				c.counts.Load().requests[requestLimited].Add(1)
+			}
+			return nil, f
 		}
 		err := c.refresh().wait(ctx)
-		now, s = b.now(), c.snap.Load()
+		now, s = c.b.now(), c.snap.Load()
 		switch {
 		case s.live(now): // whatever became of this refresh
 		case err != nil:
-			return respondError(err)
-		case s.config == nil: // it was deleted meanwhile
-			return respondError(notConfigured(req, d))
+			return nil, err
+		case s.config == nil:
+			return s, nil
 		}
 		// Otherwise other settings came meanwhile, which have no token yet.
 	}
-	return tokenResponse(s, now), nil
+	return s, nil
 }
 
 // tokenResponse is the token as readers get it. Two of them for one token
 // differ in ttl alone (and in warnings).
-func tokenResponse(s *snapshot, now time.Time) *logical.Response {
-	resp := rotationResponse(s, now)
+func (c *credential) tokenResponse(s *snapshot, now time.Time) *logical.Response {
+	resp, outcome := rotationResponse(s, now), readOK
 	resp.Data["access_token"] = s.entry.AccessToken
 	if f := s.problem(now); f != nil {
+		outcome = readDegraded
 		resp.AddWarning(fmt.Sprintf("this token could not be replaced and is served until %s: %s",
 			s.liveUntil.UTC().Format(time.RFC3339), f.Error()))
 	}
+	c.counts.Load().reads[outcome].Add(1)
 	return resp
 }
 

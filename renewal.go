@@ -60,6 +60,7 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry, 
 		return s.entry, logical.ErrReadOnly
 	}
 	if f := s.entry.limited(config.TokenRequestLimit, sent); f != nil {
+		c.counts.Load().requests[requestLimited].Add(1)
 		return s.entry, f
 	}
 	if f := s.blocked(sent); f != nil && !operator {
@@ -80,8 +81,9 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry, 
 	if ctx.Err() != nil {
 		return entered, errClosed
 	}
+	now := c.b.now()
+	c.counts.Load().exchanged(f, now.Sub(sent))
 	if f == nil {
-		now := c.b.now()
 		if entry := entered.obtained(config.Generation, answer, sent, now); now.Before(entry.liveUntil()) {
 			return entry, nil
 		}
@@ -163,6 +165,7 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	} else {
 		c.publish(s, next, entry.eased(c.b.now()), s.unsaved)
 	}
+	c.event(eventConfigWrite, "config", "true")
 	c.b.log(c.name).Info("credential configured", "new_token", issued, "proved", proved)
 	return nil
 }
@@ -197,6 +200,8 @@ func (c *credential) remove(ctx context.Context) error {
 		}
 	}
 	c.publish(c.snap.Load(), nil, tokenEntry{}, false)
+	c.counts.Store(new(counts))
+	c.event(eventConfigDelete, "config", "true")
 	c.b.log(c.name).Info("credential deleted")
 	return nil
 }
@@ -230,11 +235,12 @@ func (c *credential) publish(s *snapshot, config *configEntry, entry tokenEntry,
 	if config == nil {
 		return
 	}
+	c.announce(s, next)
 	log := c.b.log(c.name)
 	switch state, f := next.shown, next.entry.Failure; {
 	case f != nil && s.shown == state && s.entry.Failure != nil && s.entry.Failure.Status == f.Status:
 		log.Debug("still no new token", "state", state, "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
-	case f != nil && state == "degraded":
+	case f != nil && state == stateDegraded:
 		log.Warn("no new token, serving the one in hand", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
 	case f != nil:
 		log.Error("no token to serve", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))

@@ -114,16 +114,26 @@ func ceilSecond(d time.Duration) time.Duration {
 	return (d + time.Second - 1).Truncate(time.Second)
 }
 
-// state names the credential's health, as status shows it.
+// A credential's health, as status and metrics show it.
+const (
+	stateOK       = "ok"
+	stateDegraded = "degraded"
+	stateFailing  = "failing"
+	statePending  = "pending"
+)
+
+// state names the credential's health.
 func (s *snapshot) state(now time.Time) string {
 	switch {
+	case s.damage != nil:
+		return stateFailing
 	case s.live(now) && s.problem(now) == nil:
-		return "ok"
+		return stateOK
 	case s.live(now):
-		return "degraded"
+		return stateDegraded
 	case s.pending() && s.limited(now) == nil:
-		return "pending"
+		return statePending
 	default:
-		return "failing"
+		return stateFailing
 	}
 }
