@@ -31,7 +31,9 @@ The Autopay secrets engine keeps one bearer token per Autopay credential and
 serves it to whoever may read it. It asks Autopay for as few tokens as
 possible: a token is replaced before it expires, and only then.
 
-Write a client ID and secret to config, then read token.
+Write a client ID and secret to config, then read token. rotate replaces the
+token now; status and metrics show its health. A NAME behind each path tells
+several credentials of one mount apart.
 `
 )
 

@@ -33,7 +33,8 @@ type engine struct {
 	view    *spyView
 	logs    *logBuffer
 	opts    options
-	level   hclog.Level // of what is logged; the zero value is everything
+	level   hclog.Level         // of what is logged; the zero value is everything
+	events  logical.EventSender // nil: there is no event system
 }
 
 func newEngine(t *testing.T, sim autopaysim.Options) *engine {
@@ -63,6 +64,8 @@ func (e *engine) start() {
 		System:      e.view,
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: max(e.level, hclog.Trace), Output: e.logs}),
 		BackendUUID: "uuid",
+
+		EventsSender: e.events,
 	}, e.opts)
 	if err != nil {
 		e.t.Fatal(err)

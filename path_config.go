@@ -23,7 +23,7 @@ const (
 	fieldTokenRequestLimit = "token_request_limit"
 	fieldVerify            = "verify"
 
-	configSynopsis    = "Store, read, list and delete the Autopay credentials of this mount."
+	configSynopsis    = "Store, read and delete an Autopay credential."
 	configDescription = `
 A credential is a client ID and secret that Autopay issued. The engine trades
 them for a bearer token, which is read at token/NAME. Without a NAME all paths
@@ -53,7 +53,7 @@ func configFields() map[string]*framework.FieldSchema {
 		fieldTokenURL: {
 			Type:        framework.TypeString,
 			Default:     defaultTokenURL,
-			Description: `Autopay's token endpoint: https, or http to a loopback host. A change must bring client_secret with it. "" puts the default back.`,
+			Description: `Autopay's token endpoint: https, or http to a loopback host. A change must bring client_secret with it. "" puts the default, Autopay's own, back.`,
 		},
 		fieldAudience: {
 			Type:        framework.TypeString,
@@ -71,12 +71,12 @@ func configFields() map[string]*framework.FieldSchema {
 		fieldRequestTimeout: {
 			Type:        framework.TypeDurationSecond,
 			Default:     defaultRequestTimeout,
-			Description: "Time for one whole exchange with Autopay, 1 s to 60 s.",
+			Description: "Time for one whole exchange with Autopay, 1 s to 60 s; 10 s by default.",
 		},
 		fieldTokenRequestLimit: {
 			Type:        framework.TypeInt,
 			Default:     defaultRequestLimit,
-			Description: "Token requests allowed in any 24 hours. 0 is unlimited.",
+			Description: "Token requests allowed in any 24 hours; 100 by default, 0 is unlimited.",
 		},
 	}
 }
@@ -121,7 +121,7 @@ func (b *backend) pathConfig() *framework.Path {
 	fields[fieldVerify] = &framework.FieldSchema{
 		Type:        framework.TypeBool,
 		Default:     true,
-		Description: "Prove the credential at Autopay before it replaces the stored one. Not stored.",
+		Description: "Prove the credential at Autopay before it replaces the stored one (the default). Not stored.",
 	}
 	write := &framework.PathOperation{
 		DisplayAttrs: &framework.DisplayAttributes{
