@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -99,6 +100,9 @@ func (e *engine) do(ctx context.Context, op logical.Operation, path string, data
 	resp, err := e.HandleRequest(ctx, req)
 	if err != nil && strings.Contains(err.Error(), testSecret) || strings.Contains(flatten(resp), testSecret) {
 		e.t.Errorf("%s %s shows the secret: %v %s", op, path, err, flatten(resp))
+	}
+	if err == nil && resp != nil && !resp.IsError() { // each answer of each test is what OpenAPI says of it
+		schema.ValidateResponse(e.t, schema.GetResponseSchema(e.t, e.Route(path), req.Operation), resp, true)
 	}
 	return resp, err
 }

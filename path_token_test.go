@@ -9,7 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -227,29 +226,4 @@ func TestStatus(t *testing.T) {
 			t.Errorf("a status costs %d storage reads and %d calls", e.storage.reads.Load()-reads, e.view.calls.Load()-calls)
 		}
 	})
-}
-
-// TestResponsesMatchTheirSchema holds each answer against what OpenAPI says of it.
-func TestResponsesMatchTheirSchema(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
-	e.configure("pending", "verify", false)
-	for _, test := range []struct {
-		op   logical.Operation
-		path string
-	}{
-		{logical.ReadOperation, "token"},
-		{logical.ReadOperation, "config"},
-		{logical.ListOperation, "config/"},
-		{logical.ReadOperation, "status"},
-		{logical.ReadOperation, "status/pending"},
-		{logical.UpdateOperation, "rotate"},
-	} {
-		resp, err := e.do(t.Context(), test.op, test.path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		schema.ValidateResponse(t, schema.GetResponseSchema(t, e.Route(test.path), test.op), resp, true)
-	}
 }

@@ -1,0 +1,327 @@
+package main
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// document is a page of the docs, by its second-level headings.
+type document map[string]string
+
+func readDocument(t *testing.T, path string) document {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := document{}
+	for _, section := range strings.Split("\n"+string(text), "\n## ")[1:] {
+		title, body, _ := strings.Cut(section, "\n")
+		d[title] = body
+	}
+	return d
+}
+
+// under returns what stands under a third-level heading of a section.
+func under(section, heading string) string {
+	_, after, _ := strings.Cut(section, "\n### "+heading+"\n")
+	body, _, _ := strings.Cut(after, "\n### ")
+	return body
+}
+
+// rows returns the cells of the tables in a text, without their headings.
+func rows(text string) [][]string {
+	var found [][]string
+	before := false // whether the last line was a table's
+	for line := range strings.Lines(text) {
+		line, is := strings.CutPrefix(strings.TrimSpace(line), "|")
+		if is && before && !strings.HasPrefix(line, "---") {
+			cells := strings.Split(strings.TrimSuffix(strings.ReplaceAll(line, `\|`, "\x00"), "|"), "|")
+			for i := range cells {
+				cells[i] = strings.ReplaceAll(strings.TrimSpace(cells[i]), "\x00", "|")
+			}
+			found = append(found, cells)
+		}
+		before = is
+	}
+	return found
+}
+
+var inCode = regexp.MustCompile("`([^`]*)`")
+
+// quoted returns what a text shows as code.
+func quoted(text string) []string {
+	var found []string
+	for _, match := range inCode.FindAllStringSubmatch(text, -1) {
+		found = append(found, match[1])
+	}
+	return found
+}
+
+// apiSections tell which operation a section of docs/api.md is about.
+var apiSections = map[string]struct {
+	path string
+	op   logical.Operation
+}{
+	"Create or update a credential": {"config", logical.UpdateOperation},
+	"Read a credential":             {"config", logical.ReadOperation},
+	"List credentials":              {"config/", logical.ListOperation},
+	"Delete a credential":           {"config", logical.DeleteOperation},
+	"Read the token":                {"token", logical.ReadOperation},
+	"Rotate the token":              {"rotate", logical.UpdateOperation},
+	"Read the status":               {"status", logical.ReadOperation},
+	"Read the metrics":              {"metrics", logical.ReadOperation},
+}
+
+// TestDocsAPI holds docs/api.md against the schemas: every operation has its
+// section with request and response, every parameter and field its line.
+func TestDocsAPI(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	api := readDocument(t, "docs/api.md")
+	documented := map[string]bool{}
+	for title, about := range apiSections {
+		section, there := api[title]
+		if !there {
+			t.Errorf("docs/api.md has no section %q", title)
+			continue
+		}
+		path := e.Route(about.path)
+		documented[path.Pattern+" "+string(about.op)] = true
+		for _, part := range []string{"Sample request", "Sample response", "Errors"} {
+			if under(section, part) == "" {
+				t.Errorf("%s: no %s", title, part)
+			}
+		}
+		methods := map[logical.Operation]string{
+			logical.ReadOperation: "GET", logical.UpdateOperation: "POST", logical.DeleteOperation: "DELETE", logical.ListOperation: "LIST",
+		}
+		first := rows(section)[0]
+		if want := fmt.Sprintf("[`%s` `/autopay/%s`]", methods[about.op], strings.TrimSuffix(about.path, "/")); fmt.Sprint(first) != want {
+			t.Errorf("%s: the first row is %v, want %s", title, first, want)
+		}
+		compareParameters(t, title, under(section, "Parameters"), path, about.op)
+
+		fields := path.Operations[about.op].Properties().Responses[200]
+		if len(fields) == 0 || about.path == "metrics" {
+			continue
+		}
+		for _, row := range rows(under(section, "Sample response")) {
+			name := quoted(row[0])[0]
+			if fields[0].Fields[name] == nil {
+				t.Errorf("%s: %s is not in the answer", title, name)
+			}
+		}
+		for name := range fields[0].Fields {
+			if !strings.Contains(under(section, "Sample response"), name) {
+				t.Errorf("%s: %s of the answer is not shown", title, name)
+			}
+		}
+	}
+	for _, path := range e.Paths {
+		for op := range path.Operations {
+			if op != logical.CreateOperation && !documented[path.Pattern+" "+string(op)] {
+				t.Errorf("docs/api.md lacks %s on %s", op, path.Pattern)
+			}
+		}
+	}
+}
+
+var parameterLine = regexp.MustCompile("(?m)^- `([a-z_]+)` `\\(([a-z]+): (.*)\\)`")
+
+// compareParameters holds the list of parameters against a path's fields.
+func compareParameters(t *testing.T, title, text string, path *framework.Path, op logical.Operation) {
+	t.Helper()
+	kinds := map[framework.FieldType]string{
+		framework.TypeString: "string", framework.TypeInt: "int", framework.TypeBool: "bool", framework.TypeDurationSecond: "duration",
+	}
+	want := map[string]string{}
+	for name, field := range path.Fields {
+		if name != fieldName && op != logical.UpdateOperation {
+			continue
+		}
+		byDefault := fmt.Sprint(field.Default)
+		switch {
+		case name == fieldName:
+			byDefault = fmt.Sprintf("%q", defaultName)
+		case strings.Contains(field.Description, "Required at creation"):
+			byDefault = "<required at creation>"
+		case field.Default == nil && field.Type == framework.TypeString:
+			byDefault = `""`
+		case field.Default == nil:
+			byDefault = "0"
+		case field.Type == framework.TypeString:
+			byDefault = strconv.Quote(byDefault)
+		}
+		want[name] = kinds[field.Type] + ": " + byDefault
+	}
+	got := map[string]string{}
+	for _, match := range parameterLine.FindAllStringSubmatch(text, -1) {
+		got[match[1]] = match[2] + ": " + match[3]
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("%s: the parameters are %v, want %v", title, got, want)
+	}
+}
+
+// TestDocsREADME holds the tables of README.md against the schemas.
+func TestDocsREADME(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	readme := readDocument(t, "README.md")
+	for title, want := range map[string]map[string]*framework.FieldSchema{
+		"Configuration": e.Route("config").Fields,
+		"The token":     tokenFields(),
+	} {
+		var got []string
+		for _, row := range rows(readme[title]) {
+			got = append(got, quoted(row[0])[0])
+		}
+		names := slices.DeleteFunc(slices.Collect(maps.Keys(want)), func(name string) bool { return name == fieldName })
+		slices.Sort(names)
+		slices.Sort(got)
+		if !slices.Equal(got, names) {
+			t.Errorf("%s: fields %v, want %v", title, got, names)
+		}
+	}
+}
+
+// TestDocsMetrics holds the table of metrics against a scrape.
+func TestDocsMetrics(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.configure("default")
+	want := map[string]bool{}
+	for s := range e.scrape() {
+		metric, labels, _ := strings.Cut(s, "{")
+		line := metric
+		for _, label := range strings.Split(strings.TrimSuffix(labels, "}"), ",") {
+			line += " " + strings.Split(label, "=")[0]
+		}
+		want[line] = true
+	}
+	got := map[string]bool{}
+	for _, row := range rows(readDocument(t, "docs/api.md")["Read the metrics"])[1:] {
+		got[strings.Join(append(quoted(row[0]), quoted(row[2])...), " ")] = true
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("documented are %v, want %v", got, want)
+	}
+}
+
+// said is every text in the engine's own code, with NUL for a verb.
+func said(t *testing.T) []string {
+	t.Helper()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var texts []string
+	for _, file := range files {
+		if strings.HasSuffix(file, "_test.go") {
+			continue
+		}
+		tree, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ast.Inspect(tree, func(n ast.Node) bool {
+			if text, ok := literal(n); ok {
+				texts = append(texts, verb.ReplaceAllString(text, "\x00"))
+				return false
+			}
+			return true
+		})
+	}
+	return texts
+}
+
+// literal is a string in the code, or a sum of strings.
+func literal(n ast.Node) (string, bool) {
+	switch n := n.(type) {
+	case *ast.BasicLit:
+		text, err := strconv.Unquote(n.Value)
+		return text, err == nil && n.Kind == token.STRING
+	case *ast.BinaryExpr:
+		left, a := literal(n.X)
+		right, b := literal(n.Y)
+		return left + right, a && b
+	}
+	return "", false
+}
+
+var (
+	verb   = regexp.MustCompile(`%[a-z]`)
+	varies = regexp.MustCompile(`\d+|client_secret`)
+)
+
+// says reports whether the code says a documented text, in which … stands for
+// anything, and numbers and a field's name for what the code puts there.
+func says(texts []string, documented string) bool {
+	for _, piece := range strings.Split(documented, "…") {
+		piece = strings.Trim(piece, " :;,.()")
+		if piece == "" {
+			continue
+		}
+		pattern := regexp.MustCompile(varies.ReplaceAllString(regexp.QuoteMeta(piece), "($0|\x00)"))
+		if !slices.ContainsFunc(texts, pattern.MatchString) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestDocsErrors holds the errors that the docs name against the code's texts.
+func TestDocsErrors(t *testing.T) {
+	t.Parallel()
+	texts := said(t)
+	vaults := []string{"permission denied", "checksums did not match", "plugin version mismatch: …", "plugin not found in the catalog: …"}
+	n := 0
+	for _, row := range rows(readDocument(t, "docs/operations.md")["Troubleshooting"]) {
+		for _, text := range quoted(row[0]) {
+			if n++; !slices.Contains(vaults, text) && !says(texts, text) {
+				t.Errorf("troubleshooting: nothing says %q", text)
+			}
+		}
+	}
+	if n < 25 {
+		t.Errorf("only %d texts found in the troubleshooting table", n)
+	}
+}
+
+// TestDocsLogLines holds the table of log lines against what is logged.
+func TestDocsLogLines(t *testing.T) {
+	t.Parallel()
+	texts := said(t)
+	lines := rows(readDocument(t, "docs/operations.md")["Log lines"])
+	if len(lines) < 15 {
+		t.Errorf("only %d log lines found", len(lines))
+	}
+	for _, row := range lines {
+		if text := quoted(row[1])[0]; !slices.Contains(texts, text) {
+			t.Errorf("nothing logs %q", text)
+		}
+	}
+	var events []string
+	for _, row := range rows(readDocument(t, "docs/operations.md")["Events"]) {
+		events = append(events, quoted(row[0])[0])
+	}
+	if want := []string{eventRotate, eventRotateFail, eventRefused, eventConfigWrite, eventConfigDelete}; !slices.Equal(events, want) {
+		t.Errorf("events %v, want %v", events, want)
+	}
+}
