@@ -152,6 +152,7 @@ func TestPathHelp(t *testing.T) {
 		"token/oslo":  {"bearer token"},
 		"status":      {"health"},
 		"rotate":      {"60 s"},
+		"metrics":     {"prometheus"},
 	} {
 		t.Run("help of "+path, func(t *testing.T) {
 			t.Parallel()
