@@ -6,8 +6,10 @@ import (
 	"bytes"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -47,6 +49,25 @@ func (c consulTemplate) wait(t *testing.T, m mount, token, path string) (wait ti
 		t.Fatal(bad)
 	}
 	return time.Duration(seconds * float64(time.Second)), ""
+}
+
+var consulTemplateVersion = regexp.MustCompile(`github.com/hashicorp/consul-template (v\S+)`)
+
+// TestConsulTemplateIsVaults shows that go.mod pins the version of the Vault
+// under test.
+func TestConsulTemplateIsVaults(t *testing.T) {
+	t.Parallel()
+	var versions []string
+	for _, file := range []string{"vault/go.mod", "consultemplate/go.mod"} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		versions = append(versions, string(consulTemplateVersion.Find(text)))
+	}
+	if versions[0] != versions[1] || versions[0] == "" {
+		t.Errorf("Vault is made of %q, the test's program of %q", versions[0], versions[1])
+	}
 }
 
 // TestConsulTemplateWait asks consul-template itself, in the version that this
