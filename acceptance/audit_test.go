@@ -5,6 +5,7 @@ package acceptance
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"testing"
@@ -46,7 +47,7 @@ func (s *server) tokenReads(t *testing.T, role, path string) []tokenRead {
 			}
 		}
 		err := lines.Decode(&entry)
-		if err == io.EOF || err == io.ErrUnexpectedEOF { // Vault is at the next line
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) { // Vault is at the next line
 			return reads
 		}
 		if err != nil {

@@ -81,51 +81,46 @@ func TestConsulTemplateWait(t *testing.T) {
 	}
 	m := enable(t, sharedVault(t))
 	app := m.tokenFor(t, fmt.Sprintf(`path "%s/token/*" { capabilities = ["read"] }`, m.at))
-	// failing waits for a failed refresh, then gives a token a period that leaves
-	// its ttl to the next attempt.
-	failing := func(t *testing.T, name string, p *provider, fault autopaysim.Fault) {
-		t.Helper()
-		p.SetFault(fault)
-		eventually(t, 15*time.Second, "no refresh fails", func() bool { return m.read(t, "status/"+name).data["state"] == "degraded" })
-		m.mustWrite(t, "config/"+name, pairs("rotation_period", "1h"))
-	}
 
-	for name, stage := range map[string]struct {
+	refused := autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: http.StatusUnauthorized}
+	for title, stage := range map[string]struct {
 		period      int
 		lifetime    time.Duration
-		reach       func(*testing.T, *provider, credential)
-		least, most time.Duration // 0: it must fail
+		fault       autopaysim.Fault // after the first token
+		requests    int              // so many, and this state, are waited for
+		state       string
+		heals       bool
+		least, most time.Duration // none: it must fail
 	}{
-		"fresh-of-a-day": {0, 24 * time.Hour, nil, 64741 * time.Second, 64801 * time.Second},
-		"fresh-of-90s":   {30, 90 * time.Second, nil, 16 * time.Second, 31 * time.Second},
-		"due": {7, time.Minute, func(t *testing.T, p *provider, c credential) {
-			p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-			eventually(t, 15*time.Second, "no refresh begins", func() bool { return p.Requests(c.id) == 2 })
-		}, 6 * time.Second, 6 * time.Second},
-		"outage": {5, time.Hour, func(t *testing.T, p *provider, _ credential) {
-			failing(t, "outage", p, down)
-		}, 6 * time.Second, 61 * time.Second},
-		"refused": {5, time.Hour, func(t *testing.T, p *provider, _ credential) {
-			failing(t, "refused", p, autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: http.StatusUnauthorized})
-		}, 61 * time.Second, 61 * time.Second},
-		"healed": {5, 24 * time.Hour, func(t *testing.T, p *provider, c credential) {
-			failing(t, "healed", p, down)
-			p.SetFault(autopaysim.Fault{})
-			eventually(t, 15*time.Second, "no new token", func() bool { return m.read(t, "status/healed").data["state"] == "ok" })
-		}, 3541 * time.Second, 3601 * time.Second},
-		"no-live-token": {5, 10 * time.Second, func(t *testing.T, p *provider, _ credential) {
-			p.SetFault(down)
-			eventually(t, 20*time.Second, "the token goes on", func() bool { return m.read(t, "status/no-live-token").data["state"] == "failing" })
-		}, 0, 0},
+		"fresh, of a day": {0, 24 * time.Hour, autopaysim.Fault{}, 1, "ok", false, 64741 * time.Second, 64801 * time.Second},
+		"fresh, of 90 s":  {30, 90 * time.Second, autopaysim.Fault{}, 1, "ok", false, 16 * time.Second, 31 * time.Second},
+		"due":             {7, time.Minute, autopaysim.Fault{Kind: autopaysim.FaultHang}, 2, "ok", false, 6 * time.Second, 6 * time.Second},
+		"Autopay is down": {5, 24 * time.Hour, down, 2, "degraded", false, 6 * time.Second, 61 * time.Second},
+		"it refuses":      {5, 24 * time.Hour, refused, 2, "degraded", false, 61 * time.Second, 61 * time.Second},
+		"it is up again":  {5, 24 * time.Hour, down, 2, "degraded", true, 3541 * time.Second, 3601 * time.Second},
+		"no live token":   {5, 10 * time.Second, down, 2, "failing", false, 0, 0},
 	} {
-		t.Run(name, func(t *testing.T) {
+		t.Run(title, func(t *testing.T) {
 			t.Parallel()
+			name := strings.NewReplacer(" ", "-", ",", "").Replace(title)
 			p := startProvider(t)
 			p.SetLifetime(stage.lifetime)
 			c := p.newCredential()
 			m.mustWrite(t, "config/"+name, c.config("rotation_period", stage.period))
-			if stage.reach != nil {
-				stage.reach(t, p, c)
+			reach := func(state string, requests int) {
+				t.Helper()
+				eventually(t, 30*time.Second, "the credential is never "+state, func() bool {
+					return p.Requests(c.id) >= requests && m.read(t, "status/"+name).data["state"] == state
+				})
+			}
+			p.SetFault(stage.fault)
+			reach(stage.state, stage.requests)
+			if stage.state == "degraded" { // with a longer period, ttl is the time to the next attempt
+				m.mustWrite(t, "config/"+name, pairs("rotation_period", "1h"))
+			}
+			if stage.heals {
+				p.SetFault(autopaysim.Fault{})
+				reach("ok", stage.requests+1)
 			}
 			for version, consulTemplate := range versions {
 				if stage.most == 0 {
@@ -143,7 +138,7 @@ func TestConsulTemplateWait(t *testing.T) {
 				if ttl := int64(got.Seconds()) - 1; ttl < min(before, after) || ttl > max(before, after) {
 					t.Errorf("consul-template %s waits %v at a ttl of %d to %d, want that and 1 s", version, got, before, after)
 				}
-				t.Logf("FIGURE: consul-template %s, token %s: ttl %d, it reads again after %v", version, name, before, got)
+				t.Logf("FIGURE: consul-template %s, %s: ttl %d, it reads again after %v", version, title, before, got)
 			}
 		})
 	}
