@@ -71,30 +71,6 @@ func TestTokenShape(t *testing.T) {
 	}
 }
 
-// TestOnlyTTLMoves reads one token twice: whatever rolls a deployment when a
-// field changes must see none change but ttl.
-func TestOnlyTTLMoves(t *testing.T) {
-	t.Parallel()
-	m, p, cred := setup(t)
-	m.mustWrite(t, "config", cred.config())
-
-	first := m.read(t, "token").data
-	var second map[string]any
-	eventually(t, 10*time.Second, "ttl stands still", func() bool {
-		second = m.read(t, "token").data
-		return second["ttl"] != first["ttl"]
-	})
-	if integer(t, second, "ttl") >= integer(t, first, "ttl") {
-		t.Errorf("ttl went from %v to %v", first["ttl"], second["ttl"])
-	}
-	delete(first, "ttl")
-	delete(second, "ttl")
-	if !reflect.DeepEqual(first, second) {
-		t.Errorf("more than ttl moved: %v, then %v", first, second)
-	}
-	p.asked(t, cred, 1)
-}
-
 // TestConfigShape reads a config, as created and as changed.
 func TestConfigShape(t *testing.T) {
 	t.Parallel()

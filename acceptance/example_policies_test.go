@@ -1,0 +1,108 @@
+//go:build acceptance
+
+package acceptance
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// examplePolicy returns a token that holds a policy of the examples alone.
+func (m mount) examplePolicy(t *testing.T, file string) string {
+	t.Helper()
+	rules, err := os.ReadFile("../examples/policies/" + file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.tokenFor(t, string(rules))
+}
+
+// TestExamplePolicies tries each policy on all that it should allow and on
+// what it must not.
+func TestExamplePolicies(t *testing.T) {
+	t.Parallel()
+	m, p := exampleVault(t), startProvider(t)
+	for _, name := range []string{"", "oslo", "bergen"} {
+		m.mustWrite(t, configOf(name), p.newCredential().config())
+	}
+
+	const ok, no = http.StatusOK, http.StatusForbidden
+	policies := map[string]map[request]int{
+		"app.hcl": {
+			{"GET", "token"}:         ok,
+			{"GET", "token/default"}: no,
+			{"GET", "token/oslo"}:    no,
+			{"PUT", "token"}:         no,
+			{"PUT", "rotate"}:        no,
+			{"GET", "status"}:        no,
+			{"GET", "config"}:        no,
+			{"PUT", "config"}:        no,
+			{"DELETE", "config"}:     no,
+			{"LIST", "config"}:       no,
+		},
+		"app-oslo.hcl": {
+			{"GET", "token/oslo"}:   ok,
+			{"GET", "token"}:        no,
+			{"GET", "token/bergen"}: no,
+			{"GET", "token/oslo2"}:  no,
+			{"PUT", "rotate/oslo"}:  no,
+			{"GET", "status/oslo"}:  no,
+			{"GET", "config/oslo"}:  no,
+			{"PUT", "config/oslo"}:  no,
+		},
+		"app-rotate.hcl": {
+			{"GET", "token"}:       ok,
+			{"PUT", "rotate"}:      ok,
+			{"GET", "token/oslo"}:  no,
+			{"PUT", "rotate/oslo"}: no,
+			{"GET", "status"}:      no,
+			{"GET", "config"}:      no,
+			{"PUT", "config"}:      no,
+		},
+		"vault-operator.hcl": {
+			{"GET", "config"}:       ok,
+			{"GET", "config/oslo"}:  ok,
+			{"LIST", "config"}:      ok,
+			{"GET", "status"}:       ok,
+			{"GET", "status/oslo"}:  ok,
+			{"PUT", "rotate"}:       ok,
+			{"PUT", "rotate/oslo"}:  ok,
+			{"PUT", "config/new"}:   http.StatusBadRequest, // it may, and client_id is missing
+			{"DELETE", "config/no"}: http.StatusNoContent,
+			{"GET", "token"}:        no,
+			{"GET", "token/oslo"}:   no,
+		},
+		// Nobody's entity: the operators' policy gives nothing.
+		"parking-operators.hcl": {
+			{"GET", "token"}:      no,
+			{"GET", "token/"}:     no,
+			{"GET", "token/oslo"}: no,
+		},
+	}
+	files, err := filepath.Glob("../examples/policies/*")
+	if err != nil || len(files) != len(policies) {
+		t.Errorf("%d policies, %d of them tested (%v)", len(files), len(policies), err)
+	}
+	for file, wants := range policies {
+		t.Run(file, func(t *testing.T) { m.wantCodes(t, m.examplePolicy(t, file), wants) })
+	}
+
+	// Two applications with the same policy, each for its parking operator.
+	for operator, other := range map[string]string{"oslo": "bergen", "bergen": "oslo"} {
+		t.Run("parking-operators.hcl of "+operator, func(t *testing.T) {
+			app := m.login(t, m.appRole(t, "shop-"+operator, "parking-operators.hcl", operator))
+			m.wantCodes(t, app, map[request]int{
+				{"GET", "token/" + operator}:  ok,
+				{"GET", "token/" + other}:     no,
+				{"GET", "token"}:              no,
+				{"GET", "token/default"}:      no,
+				{"PUT", "rotate/" + operator}: no,
+				{"GET", "status/" + operator}: no,
+				{"GET", "config/" + operator}: no,
+				{"PUT", "config/" + operator}: no,
+			})
+		})
+	}
+}
