@@ -111,19 +111,21 @@ ask() {
   esac
 }
 
+# field prints one line's value of the table in $answer.
+field() {
+  local key value
+  while read -r key value; do
+    [ "$key" != "$1" ] || printf '%s' "$value"
+  done <<<"$answer"
+}
+
 registered='' mounted='' pinned='' running=''
 look() {
   ask plugin info -version="$version" -field=sha256 secret "$name"
   registered=$answer
-  ask read -field=type "sys/mounts/$mount"
-  mounted=$answer
-  [ "$mounted" = "$name" ] || return 0
-  ask read -field=plugin_version "sys/mounts/$mount"
-  pinned=$answer
-  ask read -field=running_plugin_version "sys/mounts/$mount"
-  running=$answer
-  ask read -field=running_sha256 "sys/mounts/$mount"
-  running="$running $answer"
+  ask read "sys/mounts/$mount"
+  mounted=$(field type) pinned=$(field plugin_version)
+  running="$(field running_plugin_version) $(field running_sha256)"
 }
 
 if [ -z "$copy_only" ]; then
@@ -186,7 +188,7 @@ if [ -z "$copy_only" ]; then
     step "enable it at $mount/" vault secrets enable -path="$mount" -plugin-version="$version" "$name"
   else
     if [ "$pinned" != "$version" ]; then
-      step "set the version of $mount/, which was ${pinned:-not set}" vault secrets tune -plugin-version="$version" "$mount"
+      step "set the version of $mount/, which was $pinned" vault secrets tune -plugin-version="$version" "$mount"
     fi
     if [ "$running" != "$version $sum" ]; then
       # -mounts is broken in Vault's command line. Other mounts of the plugin restart, too, at their own version.
