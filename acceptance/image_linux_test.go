@@ -45,12 +45,7 @@ func TestImage(t *testing.T) {
 	if err != nil || len(files) != 1 {
 		t.Fatalf("COPY takes %v (%v), want one file", files, err)
 	}
-	// In the temporary directory of all: each directory above it must be open to that user.
-	root, err := os.MkdirTemp("", "autopay-image-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(root) })
+	root := t.TempDir()
 	const sockets = "/sockets"
 	if err := os.WriteFile(root+target, mustRead(t, files[0]), 0o755); err != nil {
 		t.Fatal(err)

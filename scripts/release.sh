@@ -63,7 +63,7 @@ for platform in $platforms; do
   cp "$dist/$base$exe" "$tmp/files/$name$exe"
   cp LICENSE README.md CHANGELOG.md "$tmp/files/"
   if [ "$os" != windows ]; then cp scripts/install.sh "$tmp/files/"; fi
-  "$tmp/pack" "$dist/$base.$archive" "$tmp/files"
+  "$tmp/pack" "$archive" "$tmp/files" >"$dist/$base.$archive"
 
   # The tool enters checksums of itself, which depend on the host that built it: they are left out.
   "$tmp/cyclonedx-gomod" bin -json -noserial -notimestamp -std -licenses -version "$version" \

@@ -10,60 +10,52 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 )
 
-const usage = "usage: SOURCE_DATE_EPOCH=SECONDS pack ARCHIVE.tar.gz|ARCHIVE.zip DIRECTORY"
+const usage = "usage: SOURCE_DATE_EPOCH=SECONDS pack tar.gz|zip DIRECTORY >ARCHIVE"
 
 func main() {
-	if err := run(os.Args[1:], os.Getenv("SOURCE_DATE_EPOCH")); err != nil {
+	if err := run(os.Args[1:], os.Getenv("SOURCE_DATE_EPOCH"), os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "pack:", err)
 		os.Exit(1)
 	}
 }
 
-// run packs the directory args[1] into the archive args[0]. Every file gets the
+// run packs the directory args[1] in the format args[0]. Every file gets the
 // time epoch, Unix seconds (reproducible-builds.org/specs/source-date-epoch).
-func run(args []string, epoch string) (err error) {
+func run(args []string, epoch string, out io.Writer) error {
 	if len(args) != 2 {
+		return errors.New(usage)
+	}
+	write, known := map[string]func(io.Writer, []file, time.Time) error{"tar.gz": writeTar, "zip": writeZip}[args[0]]
+	if !known {
 		return errors.New(usage)
 	}
 	seconds, err := strconv.ParseInt(epoch, 10, 64)
 	if err != nil {
 		return fmt.Errorf("SOURCE_DATE_EPOCH: %w", err)
 	}
-	write := writeTar
-	if strings.HasSuffix(args[0], ".zip") {
-		write = writeZip
-	} else if !strings.HasSuffix(args[0], ".tar.gz") {
-		return errors.New(usage)
-	}
-	files, err := list(args[1])
+	files, err := list(os.DirFS(args[1]))
 	if err != nil {
 		return err
 	}
-	out, err := os.Create(args[0])
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
 	return write(out, files, time.Unix(seconds, 0).UTC())
 }
 
 // file is what goes into the archive: no owner, no time, no mode but these two.
 type file struct {
 	name    string
-	mode    os.FileMode // 0755 or 0644
+	mode    fs.FileMode // 0755 or 0644
 	content []byte
 }
 
 // list reads the files of a directory in the order of their names.
-func list(dir string) ([]file, error) {
-	entries, err := os.ReadDir(dir)
+func list(dir fs.FS) ([]file, error) {
+	entries, err := fs.ReadDir(dir, ".")
 	if err != nil {
 		return nil, err
 	}
@@ -76,11 +68,11 @@ func list(dir string) ([]file, error) {
 		if !info.Mode().IsRegular() {
 			return nil, fmt.Errorf("%s is not a regular file", entry.Name())
 		}
-		content, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		content, err := fs.ReadFile(dir, entry.Name())
 		if err != nil {
 			return nil, err
 		}
-		mode := os.FileMode(0o644)
+		mode := fs.FileMode(0o644)
 		if info.Mode()&0o100 != 0 { // the owner's bit: the others are the umask's
 			mode = 0o755
 		}
