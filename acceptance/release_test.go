@@ -225,7 +225,9 @@ func TestReleaseRefuses(t *testing.T) {
 			if err := os.WriteFile(filepath.Join(clone, "scripts/release.sh"), append(script, '\n'), 0o755); err != nil {
 				t.Fatal(err)
 			}
-			out, err := exec.CommandContext(t.Context(), filepath.Join(clone, "scripts/release.sh")).CombinedOutput()
+			cmd := exec.CommandContext(t.Context(), filepath.Join(clone, "scripts/release.sh"))
+			cmd.Env = append(os.Environ(), "PLATFORMS=none/none") // should it go on, it ends soon
+			out, err := cmd.CombinedOutput()
 			if err == nil || !strings.Contains(string(out), test.want) {
 				t.Errorf("it ends with %v and says\n%s", err, out)
 			}
