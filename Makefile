@@ -93,7 +93,7 @@ fuzz: ## each fuzz test in turn for FUZZTIME (2m): make fuzz FUZZTIME=1h
 	done
 
 .PHONY: check
-check: lint test ## what CI runs: lint, test, then a short fuzz
+check: lint test reproduce ## what CI runs: lint, test, a release built twice, then a short fuzz
 	@$(MAKE) fuzz FUZZTIME=10s
 
 .PHONY: lint
