@@ -11,7 +11,9 @@ SCRIPTS := .ci/run $(wildcard scripts/*.sh)
 
 # No cgo and no paths: one file that runs on any host of its kind. No VCS stamp: the
 # checksum registered in Vault depends on the source and on nothing else.
-BUILD := CGO_ENABLED=0 go build -trimpath -buildvcs=false
+# Nor may the builder's own settings matter. Stripped (-s -w): stack traces keep their lines.
+BUILD := CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOWORK=off GOFLAGS=-mod=readonly \
+  go build -trimpath -buildvcs=false -ldflags '-s -w'
 
 .PHONY: help
 help: ## list these targets
@@ -23,12 +25,20 @@ help: ## list these targets
 .PHONY: build
 build: ## the plugin, bin/vault-plugin-secrets-autopay
 	@echo "build: the plugin, into bin/$(NAME)"
-	@$(BUILD) -o $(PLUGIN) .
+	@$(BUILD) -o "$(PLUGIN)" .
 
 .PHONY: sim
 sim: ## the stand-in for Autopay, bin/autopaysim
 	@echo "sim: the stand-in for Autopay, into bin/autopaysim"
-	@$(BUILD) -o $(SIM) ./cmd/autopaysim
+	@$(BUILD) -o "$(SIM)" ./cmd/autopaysim
+
+.PHONY: release
+release: ## what a release consists of, into dist/: make release PLATFORMS="linux/amd64"
+	@scripts/release.sh
+
+.PHONY: reproduce
+reproduce: ## a release built twice, from two clones: the same checksums?
+	@scripts/reproduce.sh
 
 .PHONY: demo
 demo: build sim ## a token read from a real Vault, start to finish, in about a minute
@@ -68,7 +78,7 @@ model: ## random lives of a mount, held against the ten rules: make model MODEL_
 acceptance: build ## the built plugin in real Vault servers
 	@echo "acceptance: the built plugin in real Vault servers on loopback"
 	@vault=$$(scripts/vault.sh); \
-	VAULT_BIN="$$vault" PLUGIN_BIN=$(PLUGIN) \
+	VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" \
 	  go test -tags acceptance -count=1 -timeout 30m ./acceptance/...
 
 # An input that fails is kept in testdata/fuzz, and from then on is a unit test. Inputs that
@@ -83,19 +93,22 @@ fuzz: ## each fuzz test in turn for FUZZTIME (2m): make fuzz FUZZTIME=1h
 	done
 
 .PHONY: check
-check: lint test ## what CI runs: lint, test, then a short fuzz
+check: lint test reproduce ## what CI runs: lint, test, a release built twice, then a short fuzz
 	@$(MAKE) fuzz FUZZTIME=10s
 
 .PHONY: lint
-lint: ## go vet, golangci-lint, gofumpt, shellcheck, tidy go.mod
+lint: ## go vet, golangci-lint, gofumpt, shellcheck, actionlint, tidy go.mod
 	@echo "lint: golangci-lint, with go vet and gofumpt (its own first build takes a minute or two)"
 	@$(LINT) run ./...
 	@echo "lint: shellcheck"
 	@if ! type -P shellcheck >/dev/null; then echo "lint: shellcheck is missing: apt-get install shellcheck" >&2; exit 1; fi
 	@shellcheck $(SCRIPTS)
+	@echo "lint: actionlint"
+	@go tool -modfile=tools/release/go.mod actionlint
 	@echo "lint: go.mod is tidy"
 	@go mod tidy -diff
 	@go -C tools mod tidy -diff
+	@go -C tools/release mod tidy -diff
 
 .PHONY: fmt
 fmt: ## format the Go code
@@ -103,6 +116,6 @@ fmt: ## format the Go code
 	@$(LINT) fmt ./...
 
 .PHONY: clean
-clean: ## remove bin/ (the cached Vault stays)
-	@echo "clean: removing bin/; the Vault built for tests stays in $${XDG_CACHE_HOME:-$$HOME/.cache}/$(NAME)"
-	@rm -rf bin
+clean: ## remove bin/ and dist/ (the cached Vault stays)
+	@echo "clean: removing bin/ and dist/; the Vault built for tests stays in $${XDG_CACHE_HOME:-$$HOME/.cache}/$(NAME)"
+	@rm -rf bin dist

@@ -3,8 +3,6 @@
 package acceptance
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"net/http"
 	"os"
 	"os/exec"
@@ -119,19 +117,20 @@ const nextVersion = "v0.1.1"
 func buildNext(t *testing.T) (file, sha string) {
 	t.Helper()
 	file = pluginName + "-" + nextVersion
-	path := filepath.Join(suite.pluginDir, file)
+	return file, buildVersion(t, filepath.Join(suite.pluginDir, file), nextVersion)
+}
+
+// buildVersion builds the plugin as a version of one's choice, and returns the
+// checksum of the file.
+func buildVersion(t *testing.T, path, version string) string {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-X main.version="+nextVersion, "-o", path, "..")
+		"-ldflags", "-X main.version="+version, "-o", path, "..")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	binary, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(binary)
-	return file, hex.EncodeToString(sum[:])
+	return shaOf(mustRead(t, path))
 }
 
 // TestUpgradeInPlace puts the next version of the plugin in the place of this

@@ -1,0 +1,239 @@
+//go:build acceptance
+
+package acceptance
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// releaseBase is the name that the files of this platform's release begin with.
+var releaseBase = pluginName + "_" + strings.TrimPrefix(sourceVersion(), "v") + "_" + runtime.GOOS + "_" + runtime.GOARCH
+
+// sourceVersion is the version in the source.
+func sourceVersion() string {
+	source, err := os.ReadFile("../backend.go")
+	if err != nil {
+		return err.Error()
+	}
+	_, rest, _ := strings.Cut(string(source), "\nvar version = \"")
+	version, _, _ := strings.Cut(rest, "\"\n")
+	return version
+}
+
+// released makes this platform's part of a release, once for all tests.
+var released = sync.OnceValues(func() (string, error) {
+	dist := filepath.Join(suite.dir, "dist")
+	cmd := exec.Command("../scripts/release.sh")
+	cmd.Env = append(os.Environ(), "PLATFORMS="+runtime.GOOS+"/"+runtime.GOARCH, "DIST="+dist)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("release.sh: %w\n%s", err, out)
+	}
+	return dist, nil
+})
+
+// release returns the directory with the files of a release for this platform.
+func release(t *testing.T) string {
+	t.Helper()
+	dist, err := released()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dist
+}
+
+func mustRead(t *testing.T, path string) []byte {
+	t.Helper()
+	content, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return content
+}
+
+func shaOf(content []byte) string {
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:])
+}
+
+// TestReleaseFiles looks into what scripts/release.sh made.
+func TestReleaseFiles(t *testing.T) {
+	t.Parallel()
+	dist := release(t)
+
+	t.Run("checksums", func(t *testing.T) {
+		var lines []string
+		for _, suffix := range []string{"", ".cdx.json", ".tar.gz"} {
+			lines = append(lines, shaOf(mustRead(t, filepath.Join(dist, releaseBase+suffix)))+"  "+releaseBase+suffix+"\n")
+		}
+		if sums := string(mustRead(t, filepath.Join(dist, "SHA256SUMS"))); sums != strings.Join(lines, "") {
+			t.Errorf("SHA256SUMS is\n%swant\n%s", sums, strings.Join(lines, ""))
+		}
+		if sum := shaOf(mustRead(t, filepath.Join(dist, releaseBase))); sum != suite.pluginSHA {
+			t.Errorf("make build makes another binary: %s, the release has %s", suite.pluginSHA, sum)
+		}
+	})
+	t.Run("archive", func(t *testing.T) {
+		dir := t.TempDir()
+		unpack(t, filepath.Join(dist, releaseBase+".tar.gz"), dir)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, entry := range entries {
+			names = append(names, entry.Name())
+		}
+		if want := []string{"CHANGELOG.md", "LICENSE", "README.md", "install.sh", pluginName}; !slices.Equal(names, want) {
+			t.Errorf("it holds %v, want %v", names, want)
+		}
+		if !bytes.Equal(mustRead(t, filepath.Join(dir, pluginName)), mustRead(t, filepath.Join(dist, releaseBase))) {
+			t.Error("its binary is not the bare one")
+		}
+	})
+	t.Run("static and stripped", func(t *testing.T) {
+		if runtime.GOOS != "linux" {
+			return // an ELF file's matter
+		}
+		binary, err := elf.Open(filepath.Join(dist, releaseBase))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer binary.Close()
+		for _, segment := range binary.Progs {
+			if segment.Type == elf.PT_INTERP || segment.Type == elf.PT_DYNAMIC {
+				t.Errorf("it has a segment %v: it needs libraries", segment.Type)
+			}
+		}
+		if binary.Section(".symtab") != nil || binary.Section(".debug_info") != nil {
+			t.Error("it is not stripped")
+		}
+	})
+	t.Run("bill of materials", func(t *testing.T) {
+		var bom struct {
+			BOMFormat    string
+			SerialNumber string
+			Metadata     struct {
+				Timestamp  string
+				Tools      []map[string]any
+				Component  struct{ Name, Version string }
+				Properties []struct{ Name, Value string }
+			}
+			Components []struct {
+				Name, Version string
+				Hashes        []map[string]any
+			}
+		}
+		if err := json.Unmarshal(mustRead(t, filepath.Join(dist, releaseBase+".cdx.json")), &bom); err != nil {
+			t.Fatal(err)
+		}
+		if bom.BOMFormat != "CycloneDX" || bom.Metadata.Component.Name != pluginName || bom.Metadata.Component.Version != suite.pluginVersion {
+			t.Errorf("it is a %s of %+v", bom.BOMFormat, bom.Metadata.Component)
+		}
+		if bom.SerialNumber != "" || bom.Metadata.Timestamp != "" || len(bom.Metadata.Tools) != 1 || bom.Metadata.Tools[0]["hashes"] != nil {
+			t.Errorf("nobody else can make it: %q, %q, %v", bom.SerialNumber, bom.Metadata.Timestamp, bom.Metadata.Tools)
+		}
+		found := map[string]string{}
+		for _, c := range bom.Components {
+			found[c.Name] = c.Version
+			if c.Name == "github.com/hashicorp/vault/sdk" && len(c.Hashes) == 0 {
+				t.Error("modules have no checksums")
+			}
+		}
+		if !strings.HasPrefix(found["github.com/hashicorp/vault/sdk"], "v") || found["std"] != runtime.Version() {
+			t.Errorf("it holds %v", found)
+		}
+		sum := ""
+		for _, property := range bom.Metadata.Properties {
+			if property.Name == "cdx:gomod:binary:hash:SHA-256" {
+				sum = property.Value
+			}
+		}
+		if sum != suite.pluginSHA {
+			t.Errorf("it is of the binary %q, want %s", sum, suite.pluginSHA)
+		}
+	})
+}
+
+// TestReleaseVersion finds one version wherever there is one, and shows that
+// Vault takes the binary under no other.
+func TestReleaseVersion(t *testing.T) {
+	t.Parallel()
+	binary := filepath.Join(release(t), releaseBase) // whose name has the version of the source
+	out, err := exec.CommandContext(t.Context(), binary, "-version").Output()
+	if err != nil || strings.TrimSpace(string(out)) != sourceVersion() {
+		t.Errorf("-version prints %q (%v), want %s", out, err, sourceVersion())
+	}
+
+	s := startVault(t)
+	err = s.registerBinary(pluginName, shaOf(mustRead(t, binary)), "v9.9.9")
+	if err == nil || !strings.Contains(err.Error(), "reported version ("+sourceVersion()+")") {
+		t.Errorf("registered as v9.9.9: %v", err)
+	}
+	if err := s.registerBinary(pluginName, shaOf(mustRead(t, binary)), sourceVersion()); err != nil {
+		t.Fatal(err)
+	}
+	err = s.root().Sys().MountWithContext(t.Context(), "autopay", &api.MountInput{Type: pluginName, Config: api.MountConfigInput{PluginVersion: sourceVersion()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := s.root().Sys().ListMountsWithContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := mounts["autopay/"]; at.RunningVersion != sourceVersion() || at.PluginVersion != sourceVersion() {
+		t.Errorf("Vault runs %s, registered %s, want %s", at.RunningVersion, at.PluginVersion, sourceVersion())
+	}
+	m := mount{s, "autopay"}
+	m.mustWrite(t, "config", startProvider(t).newCredential().config())
+	if now := m.read(t, "status").data["plugin_version"]; now != sourceVersion() {
+		t.Errorf("status says %v, want %s", now, sourceVersion())
+	}
+}
+
+// TestReleaseRefuses tags clones wrongly.
+func TestReleaseRefuses(t *testing.T) {
+	t.Parallel()
+	script := mustRead(t, "../scripts/release.sh")
+	for name, test := range map[string]struct{ tag, want string }{
+		"another version": {"v9.9.9", "the tag of this commit is v9.9.9, the version in backend.go is " + sourceVersion()},
+		"changed files":   {sourceVersion(), "has changes of its own"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			clone := filepath.Join(t.TempDir(), "clone")
+			for _, args := range [][]string{{"clone", "-q", "--no-tags", "..", clone}, {"-C", clone, "tag", "--no-sign", test.tag}} {
+				if out, err := exec.CommandContext(t.Context(), "git", args...).CombinedOutput(); err != nil {
+					t.Fatalf("git %v: %v\n%s", args, err, out)
+				}
+			}
+			// The script as it is here, with a change.
+			if err := os.WriteFile(filepath.Join(clone, "scripts/release.sh"), append(script, '\n'), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.CommandContext(t.Context(), filepath.Join(clone, "scripts/release.sh"))
+			cmd.Env = append(os.Environ(), "PLATFORMS=none/none") // should it go on, it ends soon
+			out, err := cmd.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), test.want) {
+				t.Errorf("it ends with %v and says\n%s", err, out)
+			}
+			if _, err := os.Stat(filepath.Join(clone, "dist")); err == nil {
+				t.Error("it built something")
+			}
+		})
+	}
+}

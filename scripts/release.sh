@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Builds what a release consists of, into dist/: for each platform the bare binary, an archive of it and an SBOM, and
+# SHA256SUMS over them all. The same source and the same Go make the same bytes, whoever builds them, where and when.
+# Needs Go, git and make.
+#
+#   scripts/release.sh                               all platforms
+#   PLATFORMS="linux/amd64 linux/arm64" scripts/release.sh
+#
+# DIST=DIRECTORY puts it elsewhere; whatever that holds is removed first. SOURCE_DATE_EPOCH overrides the time of the
+# commit, which all files in the archives carry.
+set -euo pipefail
+umask 022
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+name=vault-plugin-secrets-autopay
+platforms=${PLATFORMS:-linux/amd64 linux/arm64 darwin/amd64 darwin/arm64 windows/amd64 windows/arm64 freebsd/amd64 freebsd/arm64}
+dist=${DIST:-dist}
+
+die() {
+  echo "release: $*" >&2
+  exit 1
+}
+
+# The one place that says which version this is.
+version=$(sed -n 's/^var version = "\(v[0-9][^"]*\)"$/\1/p' backend.go)
+[ -n "$version" ] || die 'no line var version = "v…" in backend.go'
+
+# A tag promises a version and a commit.
+tags=$(git tag --points-at HEAD --list 'v[0-9]*')
+changes=$(git status --porcelain)
+if [ -n "$tags" ]; then
+  [ "$tags" = "$version" ] || die "the tag of this commit is ${tags//$'\n'/ }, the version in backend.go is $version"
+  [ -z "$changes" ] || die "the checkout of $tags has changes of its own"
+elif [ -n "$changes" ]; then
+  echo "release: the checkout has changes that are in no commit: nobody else can build this" >&2
+fi
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+export SOURCE_DATE_EPOCH
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+
+# What runs here is built for here, whatever the caller's settings are for.
+host() { env -u GOOS -u GOARCH CGO_ENABLED=0 GOWORK=off go build -o "$tmp/" "$@"; }
+host ./cmd/pack
+host -modfile=tools/release/go.mod github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+
+rm -rf "$dist"
+mkdir -p "$dist"
+dist=$(cd "$dist" && pwd)
+echo "release: $name $version with $(go env GOVERSION), into $dist"
+for platform in $platforms; do
+  os=${platform%/*} arch=${platform#*/}
+  exe='' archive=tar.gz
+  # Windows opens zip by itself; a server elsewhere has tar, and often no unzip.
+  if [ "$os" = windows ]; then exe=.exe archive=zip; fi
+  base=${name}_${version#v}_${os}_$arch
+  echo "release: $base"
+  GOOS=$os GOARCH=$arch make build PLUGIN="$dist/$base$exe" >/dev/null
+
+  rm -rf "$tmp/files"
+  mkdir "$tmp/files"
+  cp "$dist/$base$exe" "$tmp/files/$name$exe"
+  cp LICENSE README.md CHANGELOG.md "$tmp/files/"
+  if [ "$os" != windows ]; then cp scripts/install.sh "$tmp/files/"; fi
+  "$tmp/pack" "$archive" "$tmp/files" >"$dist/$base.$archive"
+
+  # The tool enters checksums of itself, which depend on the host that built it: they are left out.
+  "$tmp/cyclonedx-gomod" bin -json -noserial -notimestamp -std -licenses -version "$version" \
+    "$dist/$base$exe" 2>"$tmp/sbom.log" | sed '/^        "hashes": \[$/,/^        \],$/d' >"$dist/$base.cdx.json" ||
+    die "the SBOM failed: $(cat "$tmp/sbom.log")"
+done
+
+cd "$dist"
+if type -P sha256sum >/dev/null; then sum=(sha256sum); else sum=(shasum -a 256); fi
+export LC_ALL=C # the order of the names
+"${sum[@]}" -- * >"$tmp/SHA256SUMS"
+mv "$tmp/SHA256SUMS" .
+cat SHA256SUMS
