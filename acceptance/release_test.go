@@ -203,6 +203,9 @@ func TestReleaseVersion(t *testing.T) {
 	if now := m.read(t, "status").data["plugin_version"]; now != sourceVersion() {
 		t.Errorf("status says %v, want %s", now, sourceVersion())
 	}
+	if _, _, text := m.scrape(t, m.keys.root); !strings.Contains(text, `autopay_build_info{version="`+sourceVersion()+`"} 1`) {
+		t.Error("the metrics say another version")
+	}
 }
 
 // TestReleaseRefuses tags clones wrongly.
