@@ -36,7 +36,7 @@ func TestExampleApps(t *testing.T) {
 		},
 		"shell": {
 			needs: []string{"bash", "curl", "jq"}, check: [][]string{{"bash", "-n", "../examples/shell/tokensource.sh"}},
-			run: []string{"../examples/shell/demo.sh"}, workers: 1, waits: true,
+			run: []string{"../examples/shell/demo.sh"}, workers: 1, waits: true, spied: "curl",
 		},
 	}
 	for name, app := range tests {
@@ -84,12 +84,12 @@ path "%[1]s/rotate" { capabilities = ["update"] }
 `, m.at))
 	}
 	m.mustWrite(t, "config", l.cred.config("rotation_period", 6))
-	l.process = app.start(t, m, l.vault, p.web.URL+autopaysim.ResourcePath, l.key(),
-		"INTERVAL_MS=200", fmt.Sprintf("WORKERS=%d", app.workers))
+	l.process = app.start(t, m, l.vault, p.post(t), l.key(),
+		"API_BODY="+postBody, "INTERVAL_MS=200", fmt.Sprintf("WORKERS=%d", app.workers))
 	return l
 }
 
-// rotations has three tokens replaced, and the application's token for Vault too.
+// rotations has three tokens replaced, or more, and the application's token for Vault too.
 func (l *appLife) rotations(t *testing.T) {
 	t.Helper()
 	l.calls(t, 1)
@@ -99,12 +99,14 @@ func (l *appLife) rotations(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	l.vault.answered(t, 4)
+	// At the end the application must have read just now: what follows is to be over before it does so again.
+	l.vault.answered(t, max(4, l.vault.seen().answered+1))
 	lines := l.lines(t)
 	l.vault.mu.Lock()
 	reads, tokens := slices.Clone(l.vault.reads), slices.Clone(l.vault.tokens)
 	l.vault.mu.Unlock()
-	t.Logf("%d calls, 4 reads of Vault in %v", len(lines), reads[3].Sub(reads[0]).Round(100*time.Millisecond))
+	took := reads[len(reads)-1].Sub(reads[0]).Round(100 * time.Millisecond)
+	t.Logf("%d calls, %d reads of Vault in %v", len(lines), len(reads), took)
 	for i := range reads[1:] {
 		// At ttl+1 s, and ttl is never below 5. The shell counts whole seconds.
 		if gap := reads[i+1].Sub(reads[i]); gap < 5*time.Second {
@@ -113,13 +115,13 @@ func (l *appLife) rotations(t *testing.T) {
 	}
 	// One read for each rotation. A busy machine may be late with one.
 	slices.Sort(tokens)
-	if n := len(slices.Compact(tokens)); n < 3 {
-		t.Errorf("4 reads brought %d tokens", n)
+	if n := len(slices.Compact(tokens)); n < len(reads)-1 {
+		t.Errorf("%d reads brought %d tokens", len(reads), n)
 	}
 	if len(lines) < 20 {
 		t.Errorf("only %d calls", len(lines))
 	}
-	allOK(t, lines)
+	allAre(t, lines, "200")
 	if s := l.p.Stats(); s.ResourceRefused != 0 || s.DeadTokensSeen != 0 {
 		t.Errorf("the API refused %d requests, %d tokens had expired", s.ResourceRefused, s.DeadTokensSeen)
 	}
@@ -142,7 +144,7 @@ func (l *appLife) revoked(t *testing.T) {
 	if refused < 1 || refused > l.workers {
 		t.Errorf("the API answered 401 %d times, want 1 to %d", refused, l.workers)
 	}
-	allOK(t, l.lines(t))
+	allAre(t, l.lines(t), "200")
 }
 
 // replaceSecret is the operator's way to a new token at once.
@@ -177,17 +179,17 @@ func (l *appLife) vaultAway(t *testing.T) {
 	close(release)
 	eventually(t, time.Minute, "no further read after a failed one", func() bool { return failed.Load() >= 3 })
 	l.calls(t, 2)
+	l.m.mustWrite(t, "config", pairs("rotation_period", 50)) // the token that is read next stays for what follows
 	l.vault.setMeddle(nil)
 
 	eventually(t, time.Minute, "no read when Vault is back", func() bool { return l.vault.seen().answered > before.answered })
-	allOK(t, l.lines(t))
+	allAre(t, l.lines(t), "200")
 }
 
 // asksForAnother ends the token that is still Vault's. The application asks for its rotation; the token is too young for
 // that, but something else replaces it just then.
 func (l *appLife) asksForAnother(t *testing.T) {
 	t.Helper()
-	l.m.mustWrite(t, "config", pairs("rotation_period", 50)) // no rotation by schedule now
 	before, refused := l.vault.seen(), l.p.Stats().ResourceRefused
 	replaced := make(chan struct{})
 	l.vault.setMeddle(func(_ http.ResponseWriter, r *http.Request) bool {
@@ -215,7 +217,7 @@ func (l *appLife) asksForAnother(t *testing.T) {
 func (l *appLife) end(t *testing.T) {
 	t.Helper()
 	lines := l.process.end(t, true)
-	allOK(t, lines)
+	allAre(t, lines, "200")
 	// Each 401 was followed by one repeat, and nothing else was asked.
 	stats := l.p.Stats()
 	if stats.ResourceRequests != len(lines)+stats.ResourceRefused {
@@ -244,7 +246,7 @@ func (app exampleApp) losesItsToken(t *testing.T, m mount) {
 	m.mustWrite(t, "config/oslo", p.newCredential().config())
 	v := m.forApp(t)
 	key := m.tokenFor(t, fmt.Sprintf(`path "%s/token/oslo" { capabilities = ["read"] }`, m.at))
-	const count = 20
+	const count = 12
 	a := app.start(t, m, v, p.web.URL+autopaysim.ResourcePath, key,
 		"AUTOPAY_NAME=oslo", "INTERVAL_MS=100", fmt.Sprintf("COUNT=%d", count))
 	if lines := a.calls(t, 1); lines[0] != "200" {
@@ -257,12 +259,8 @@ func (app exampleApp) losesItsToken(t *testing.T, m mount) {
 	if len(lines) != count || lost < 1 {
 		t.Fatalf("%d calls, the first 401 at %d: %v", len(lines), lost, lines)
 	}
-	allOK(t, lines[:lost])
-	for _, line := range lines[lost:] {
-		if line != "401" {
-			t.Errorf("after a 401: %s", line)
-		}
-	}
+	allAre(t, lines[:lost], "200")
+	allAre(t, lines[lost:], "401")
 	if seen := v.seen(); seen.reads != 2 || seen.rotates != 1 {
 		t.Errorf("%d reads and %d rotations, want the first read, then one of each", seen.reads, seen.rotates)
 	}
@@ -280,13 +278,7 @@ func (app exampleApp) mayNotRead(t *testing.T, m mount) {
 	key := m.tokenFor(t, fmt.Sprintf(`path "%s/token" { capabilities = ["read"] }`, m.at))
 	a := app.start(t, m, v, p.web.URL+autopaysim.ResourcePath, key, "AUTOPAY_NAME=bergen", "INTERVAL_MS=100")
 	lines := a.calls(t, 20)
-	for _, line := range lines {
-		for _, want := range []string{"403", "permission denied", "policy", m.at + "/token/bergen"} {
-			if !strings.Contains(line, want) {
-				t.Errorf("%q is not in %q", want, line)
-			}
-		}
-	}
+	allAre(t, lines, "403", "permission denied", "policy", m.at+"/token/bergen")
 	if seen := v.seen(); seen.reads < 2 || seen.reads > 6 || seen.rotates != 0 {
 		t.Errorf("%d reads and %d rotations in %d calls, want 2 to 6 and none", seen.reads, seen.rotates, len(lines))
 	}

@@ -8,13 +8,14 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 )
 
 // main calls API_URL every INTERVAL_MS, from each of WORKERS goroutines, COUNT times or until it is told to stop, and
-// prints one line for each call: the status, or what went wrong.
+// prints one line for each call: the status, or what went wrong. With API_BODY it is a POST.
 func main() {
 	source, err := NewTokenSource(cmp.Or(os.Getenv("AUTOPAY_MOUNT"), "autopay"), os.Getenv("AUTOPAY_NAME"))
 	if err != nil {
@@ -36,7 +37,7 @@ func main() {
 	for range setting("WORKERS", 1) {
 		workers.Go(func() {
 			for i := 0; (count == 0 || i < count) && stopped.Err() == nil; i++ {
-				if status, err := call(context.WithoutCancel(stopped), client, os.Getenv("API_URL")); err != nil {
+				if status, err := call(context.WithoutCancel(stopped), client); err != nil {
 					fmt.Fprintln(os.Stdout, "error:", err)
 				} else {
 					fmt.Fprintln(os.Stdout, status)
@@ -51,8 +52,12 @@ func main() {
 	workers.Wait()
 }
 
-func call(ctx context.Context, client *http.Client, url string) (int, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func call(ctx context.Context, client *http.Client) (int, error) {
+	method, body := http.MethodGet, os.Getenv("API_BODY")
+	if body != "" {
+		method = http.MethodPost
+	}
+	req, err := http.NewRequestWithContext(ctx, method, os.Getenv("API_URL"), strings.NewReader(body))
 	if err != nil {
 		return 0, err
 	}

@@ -1,5 +1,5 @@
 """Calls API_URL every INTERVAL_MS, from each of WORKERS threads, COUNT times or until it is told to stop, and prints
-one line for each call: the status, or what went wrong.
+one line for each call: the status, or what went wrong. With API_BODY it is a POST.
 """
 
 import os
@@ -16,7 +16,8 @@ def work(source, stopped):
     left = int(os.environ.get("COUNT", 0)) or float("inf")
     while left > 0 and not stopped.is_set():
         try:
-            with source.open(urllib.request.Request(os.environ["API_URL"])) as response:
+            request = urllib.request.Request(os.environ["API_URL"], os.environ.get("API_BODY", "").encode() or None)
+            with source.open(request) as response:
                 response.read()
                 line = response.status
         except urllib.error.HTTPError as e:
