@@ -212,13 +212,13 @@ func (app exampleApp) start(t *testing.T, m mount, v *appVault, api, key string,
 // spy has the arguments of a program that the application runs written to a file.
 func (a *process) spy(t *testing.T, program string) {
 	t.Helper()
-	real, err := exec.LookPath(program)
+	path, err := exec.LookPath(program)
 	if err != nil {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	a.args = filepath.Join(dir, "args")
-	script := fmt.Sprintf("#!/bin/sh\nprintf '%%s ' \"$@\" >>'%s'\nexec '%s' \"$@\"\n", a.args, real)
+	script := fmt.Sprintf("#!/bin/sh\nprintf '%%s ' \"$@\" >>'%s'\nexec '%s' \"$@\"\n", a.args, path)
 	if err := os.WriteFile(filepath.Join(dir, program), []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}

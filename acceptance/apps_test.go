@@ -27,8 +27,11 @@ func TestExampleApps(t *testing.T) {
 		},
 		"node": {
 			needs: []string{"node"},
-			check: [][]string{{"node", "--check", "../examples/node/tokensource.mjs"}, {"node", "--check", "../examples/node/demo.mjs"}},
-			run:   []string{"node", "../examples/node/demo.mjs"}, workers: 2,
+			check: [][]string{
+				{"node", "--check", "../examples/node/tokensource.mjs"},
+				{"node", "--check", "../examples/node/demo.mjs"},
+			},
+			run: []string{"node", "../examples/node/demo.mjs"}, workers: 2,
 		},
 		"python": {
 			needs: []string{"python3"}, // which compiles what it runs
@@ -179,7 +182,7 @@ func (l *appLife) vaultAway(t *testing.T) {
 	close(release)
 	eventually(t, time.Minute, "no further read after a failed one", func() bool { return failed.Load() >= 3 })
 	l.calls(t, 2)
-	l.m.mustWrite(t, "config", pairs("rotation_period", 50)) // the token that is read next stays for what follows
+	l.m.mustWrite(t, "config", pairs("rotation_period", 50)) // the token that is read next stays
 	l.vault.setMeddle(nil)
 
 	eventually(t, time.Minute, "no read when Vault is back", func() bool { return l.vault.seen().answered > before.answered })
@@ -221,7 +224,8 @@ func (l *appLife) end(t *testing.T) {
 	// Each 401 was followed by one repeat, and nothing else was asked.
 	stats := l.p.Stats()
 	if stats.ResourceRequests != len(lines)+stats.ResourceRefused {
-		t.Errorf("%d requests to the API for %d calls and %d answers 401", stats.ResourceRequests, len(lines), stats.ResourceRefused)
+		t.Errorf("%d requests to the API for %d calls and %d answers 401",
+			stats.ResourceRequests, len(lines), stats.ResourceRefused)
 	}
 	if stats.DeadTokensSeen != 0 {
 		t.Errorf("the API saw %d expired tokens", stats.DeadTokensSeen)

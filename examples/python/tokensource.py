@@ -101,8 +101,9 @@ class TokenSource:
     def _read(self, refused=None):
         """Starts a read, or joins the one under way. The caller holds the lock."""
         if self._reading is None:
-            self._reading = Future()
-            threading.Thread(target=self._fly, args=(self._reading, refused), daemon=True).start()
+            reading = Future()
+            threading.Thread(target=self._fly, args=(reading, refused), daemon=True).start()
+            self._reading = reading
         return self._reading
 
     def _fly(self, reading, refused):
@@ -159,7 +160,7 @@ class TokenSource:
                 passing = e.code == 429 or e.code >= 500
                 problem = f"Vault answered {e.code}: {self._errors(e)}"
                 if e.code == 403:
-                    problem += f": check that the token for Vault is valid and has a policy with read on {self._read_path}"
+                    problem += ": check that the token for Vault is valid and has a policy with read on " + self._read_path
             except (OSError, ValueError, http.client.HTTPException) as e:  # ValueError: an answer that is not JSON
                 passing, problem = True, f"Vault can't be reached: {getattr(e, 'reason', e)}"
             if not passing:

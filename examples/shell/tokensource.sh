@@ -44,7 +44,8 @@ autopay_curl() {
 # The headers with tokens go through pipes: arguments would show in the list of processes.
 autopay_send() {
   local out
-  out=$(curl -sS --max-time 30 -w '\n%{http_code}' -H @<(printf 'Authorization: Bearer %s\n' "$AUTOPAY_TOKEN") "$@") || return
+  out=$(curl -sS --max-time 30 -w '\n%{http_code}' \
+    -H @<(printf 'Authorization: Bearer %s\n' "$AUTOPAY_TOKEN") "$@") || return
   AUTOPAY_STATUS=${out##*$'\n'}
   # shellcheck disable=SC2034 # it is for the caller
   AUTOPAY_BODY=${out%$'\n'*}
@@ -56,7 +57,9 @@ autopay_replace() {
   local refused=$AUTOPAY_TOKEN
   autopay_clock
   ((autopay_now >= autopay_refused_until)) || return 0
-  if autopay_read 1 5 && [ "$AUTOPAY_TOKEN" = "$refused" ] && autopay_vault POST rotate 1 15; then autopay_read 1 5; fi
+  if autopay_read 1 5 && [ "$AUTOPAY_TOKEN" = "$refused" ] && autopay_vault POST rotate 1 15; then
+    autopay_read 1 5 || :
+  fi
   # Vault has no other: for a while, a refusal by the API is taken as it is.
   [ "$AUTOPAY_TOKEN" != "$refused" ] || autopay_refused_until=$((autopay_now + 10))
 }
@@ -66,7 +69,7 @@ autopay_read() {
   local token='' ttl='' rest=''
   if autopay_vault GET token "$@"; then
     { read -r token && read -r ttl && read -r rest; } < <(printf '%s' "$autopay_answer" |
-      jq -r '.data | .access_token, .ttl, ((.expire_time | fromdateiso8601) - now | floor)' 2>/dev/null) || :
+      jq -r '.data | .access_token, (.ttl | floor), ((.expire_time | fromdateiso8601) - now | floor)' 2>/dev/null) || :
     [ -n "$rest" ] || autopay_error="GET $autopay_path: no token of Autopay: check AUTOPAY_MOUNT and AUTOPAY_NAME"
   fi
   autopay_clock
