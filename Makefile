@@ -7,7 +7,7 @@ NAME := vault-plugin-secrets-autopay
 PLUGIN := $(CURDIR)/bin/$(NAME)
 SIM := $(CURDIR)/bin/autopaysim
 LINT := go tool -modfile=tools/go.mod golangci-lint
-SCRIPTS := .ci/run $(wildcard scripts/*.sh)
+SCRIPTS := .ci/run $(wildcard scripts/*.sh examples/*/*.sh)
 
 # No cgo and no paths: one file that runs on any host of its kind. No VCS stamp: the
 # checksum registered in Vault depends on the source and on nothing else.
@@ -74,12 +74,27 @@ model: ## random lives of a mount, held against the ten rules: make model MODEL_
 	@echo "model: $(MODEL_RUNS) random runs of 30 days each, about 10 a second on 2 cores"
 	@go test -count=1 -v -timeout 30m -run '^TestModel$$' . -model.runs=$(MODEL_RUNS) | grep -vE '^ *(=== |--- PASS)'
 
+# More tests at a time than processors, for the long ones mostly wait.
+ACCEPTANCE := go test -tags acceptance -count=1 -parallel 4 -timeout 30m
+
+# go test shows nothing of what a test skips.
+define SAY_MISSING
+for tool in node python3 curl jq; do \
+  type -P $$tool >/dev/null || echo "$$tool is missing: its examples are NOT RUN (Debian: apt-get install nodejs python3 curl jq)" >&2; \
+done
+endef
+
 .PHONY: acceptance
 acceptance: build ## the built plugin in real Vault servers
 	@echo "acceptance: the built plugin in real Vault servers on loopback"
-	@vault=$$(scripts/vault.sh); \
-	VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" \
-	  go test -tags acceptance -count=1 -timeout 30m ./acceptance/...
+	@$(SAY_MISSING)
+	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) ./acceptance/
+
+.PHONY: examples
+examples: build ## the examples alone, each in real Vault servers
+	@echo "examples: each with its consumer, in real Vault servers on loopback"
+	@$(SAY_MISSING)
+	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/
 
 # An input that fails is kept in testdata/fuzz, and from then on is a unit test. Inputs that
 # only cover something new are hardly made smaller: that takes longer than it is worth.
@@ -109,6 +124,8 @@ lint: ## go vet, golangci-lint, gofumpt, shellcheck, actionlint, tidy go.mod
 	@go mod tidy -diff
 	@go -C tools mod tidy -diff
 	@go -C tools/release mod tidy -diff
+	@go -C acceptance/consultemplate mod tidy -diff
+	@go -C acceptance/consultemplate mod tidy -diff -modfile=newest.mod
 
 .PHONY: fmt
 fmt: ## format the Go code
