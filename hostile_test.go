@@ -72,10 +72,10 @@ func reply(first, rest string, pause time.Duration) func(net.Conn) {
 	}
 }
 
-// TestHostileHosts shows that a host which answers in bad faith costs one
+// TestExchangeWithHostileHosts shows that a host which answers in bad faith costs one
 // failed attempt: the exchange ends by its deadline at the latest, the
 // connection is closed, and what came is not shown.
-func TestHostileHosts(t *testing.T) {
+func TestExchangeWithHostileHosts(t *testing.T) {
 	t.Parallel()
 	const (
 		ok   = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
