@@ -90,6 +90,22 @@ func TestInvalidationsLeaveNoTrace(t *testing.T) {
 	}
 }
 
+// TestStorageIsSealWrapped holds what Vault is told about the two prefixes.
+func TestStorageIsSealWrapped(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.configure("default")
+	special := e.SpecialPaths()
+	for _, prefix := range []string{"config/", "token/"} {
+		if names, err := e.storage.List(t.Context(), prefix); err != nil || len(names) != 1 || !slices.Contains(special.SealWrapStorage, prefix) {
+			t.Errorf("%s holds %v (%v), seal-wrapped are %v", prefix, names, err, special.SealWrapStorage)
+		}
+	}
+	if !slices.Equal(special.LocalStorage, []string{"token/"}) || len(special.Unauthenticated) > 0 || len(special.Root) > 0 {
+		t.Errorf("local %v, unauthenticated %v, root %v", special.LocalStorage, special.Unauthenticated, special.Root)
+	}
+}
+
 // TestOversizedStoredEntries puts a megabyte and more where the engine reads:
 // it neither falls nor shows what is in there, and asks Autopay within the
 // limit that is left.
@@ -230,7 +246,7 @@ func TestAnotherSpellingIsAChange(t *testing.T) {
 			{"ca_cert": ""},
 			{"ca_cert": ca + ca},
 			{"ca_cert": ca + "\n"},
-			{"ca_cert": testCA(t), "Client_Secret": testSecret, "client_secret ": testSecret},
+			{"ca_cert": testCA(t), "Client_Secret": testSecret},
 		} {
 			for _, verify := range []bool{true, false} {
 				data["verify"] = verify

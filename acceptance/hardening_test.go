@@ -62,7 +62,7 @@ func TestHostileHosts(t *testing.T) {
 	)
 	var bomb bytes.Buffer // inflated, it is a good answer
 	w := gzip.NewWriter(&bomb)
-	fmt.Fprint(w, strings.Repeat(" ", 512<<10), `{"access_token":"sim.x","token_type":"Bearer","expires_in":60}`)
+	_, _ = io.WriteString(w, strings.Repeat(" ", 512<<10)+`{"access_token":"sim.x","token_type":"Bearer","expires_in":60}`)
 	w.Close()
 
 	for name, test := range map[string]struct{ first, rest, says string }{
