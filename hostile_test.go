@@ -20,8 +20,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// hostileHost hands every connection to say. Its done waits until the other
-// side has closed them all.
+// hostileHost hands every connection to say. Its done takes no more of them,
+// and waits until the other side has closed them all.
 type hostileHost struct {
 	addr string
 	done func() bool
@@ -35,7 +35,7 @@ func newHostileHost(t *testing.T, say func(net.Conn)) hostileHost {
 	}
 	t.Cleanup(func() { ln.Close() })
 	var conns sync.WaitGroup
-	go func() {
+	conns.Go(func() {
 		for {
 			conn, err := ln.Accept()
 			if err != nil {
@@ -47,8 +47,9 @@ func newHostileHost(t *testing.T, say func(net.Conn)) hostileHost {
 				_, _ = io.Copy(io.Discard, conn) // until the other side closes
 			})
 		}
-	}()
+	})
 	return hostileHost{ln.Addr().String(), func() bool {
+		ln.Close()
 		over := make(chan struct{})
 		go func() { conns.Wait(); close(over) }()
 		select {
