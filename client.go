@@ -107,7 +107,10 @@ func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *fa
 		return tokenAnswer{}, brokenExchange(ctx, r, err, connected.Load())
 	}
 	defer resp.Body.Close() //nolint:errcheck // only read from
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerSize+1))
+	var answer []byte
+	if resp.StatusCode != http.StatusSwitchingProtocols { // its body is the bare connection, which no deadline ends
+		answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswerSize+1))
+	}
 	if err != nil && resp.StatusCode/100 == 2 {
 		return tokenAnswer{}, brokenExchange(ctx, r, err, true)
 	}

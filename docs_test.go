@@ -6,7 +6,6 @@ import (
 	"go/parser"
 	"go/token"
 	"maps"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -25,12 +24,8 @@ type document map[string]string
 
 func readDocument(t *testing.T, path string) document {
 	t.Helper()
-	text, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := document{}
-	for _, section := range strings.Split("\n"+string(text), "\n## ")[1:] {
+	for _, section := range strings.Split("\n"+readFile(t, path), "\n## ")[1:] {
 		title, body, _ := strings.Cut(section, "\n")
 		d[title] = body
 	}

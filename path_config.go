@@ -252,7 +252,16 @@ func (b *backend) pathConfigWrite(
 	if given, ok := req.Data[fieldName]; ok && given != name {
 		return logical.ErrorResponse("name is part of the path: write to %sconfig/NAME", req.MountPoint), nil
 	}
-	c := b.credential(name)
+	c, _, err := b.find(ctx, name)
+	if err != nil {
+		return respondError(err)
+	}
+	if c == nil { // a new name, of which a mistake must leave no trace in memory
+		if _, err := changedConfig(nil, req.Data); err != nil {
+			return respondError(err)
+		}
+		c = b.credential(name)
+	}
 	err = c.exclusively(ctx, func(ctx context.Context) error {
 		s, err := c.current(ctx)
 		if err != nil {

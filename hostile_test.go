@@ -1,0 +1,288 @@
+package main
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// hostileHost hands every connection to say. Its done takes no more of them,
+// and waits until the other side has closed them all.
+type hostileHost struct {
+	addr string
+	done func() bool
+}
+
+func newHostileHost(t *testing.T, say func(net.Conn)) hostileHost {
+	t.Helper()
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer conn.Close()
+				say(conn)
+				_, _ = io.Copy(io.Discard, conn) // until the other side closes
+			})
+		}
+	})
+	return hostileHost{ln.Addr().String(), func() bool {
+		ln.Close()
+		over := make(chan struct{})
+		go func() { conns.Wait(); close(over) }()
+		select {
+		case <-over:
+			return true
+		case <-time.After(20 * time.Second):
+			return false
+		}
+	}}
+}
+
+// reply reads a request, then says one thing, and the rest over and over.
+func reply(first, rest string, pause time.Duration) func(net.Conn) {
+	return func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 64<<10))
+		_, err := io.WriteString(conn, first)
+		for err == nil && rest != "" {
+			_, err = io.WriteString(conn, rest)
+			time.Sleep(pause)
+		}
+	}
+}
+
+// TestExchangeWithHostileHosts shows that a host which answers in bad faith costs one
+// failed attempt: the exchange ends by its deadline at the latest, the
+// connection is closed, and what came is not shown.
+func TestExchangeWithHostileHosts(t *testing.T) {
+	t.Parallel()
+	const (
+		ok   = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+		slow = 50 * time.Millisecond
+	)
+	var bomb bytes.Buffer // inflated, it is a good answer
+	w := gzip.NewWriter(&bomb)
+	_, _ = io.WriteString(w, strings.Repeat(" ", maxAnswerSize/2)+goodAnswer)
+	w.Close()
+
+	for name, test := range map[string]struct {
+		say    func(net.Conn)
+		says   string
+		scheme string // "": http
+	}{
+		"another protocol, then silence": {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "", 0), "Autopay answered 101", ""},
+		"another protocol, then a drip":  {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "x", slow), "Autopay answered 101", ""},
+		"early hints without end":        {reply("", "HTTP/1.1 103 Early Hints\r\nX: canary\r\n\r\n", 0), "the connection to Autopay broke", ""},
+		"headers without end":            {reply("HTTP/1.1 200 OK\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke", ""},
+		"headers that drip":              {reply("HTTP/1.1 200 OK\r\nX: ", "x", slow), "did not answer within the request_timeout", ""},
+		"body without end":               {reply(ok+"\r\n", strings.Repeat("canary", 1000), 0), "larger than 1 MiB", ""},
+		"body that drips":                {reply(ok+"\r\n", " ", slow), "did not answer within the request_timeout", ""},
+		"body in chunks without end":     {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "6\r\ncanary\r\n", 0), "larger than 1 MiB", ""},
+		"chunks with long extensions":    {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 4000)+"\r\n \r\n", 0), "the connection to Autopay broke", ""},
+		"trailers without end":           {reply(ok+"Transfer-Encoding: chunked\r\n\r\n0\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke", ""},
+		"a terabyte announced":           {reply(ok+"Content-Length: 1099511627776\r\n\r\n", "", 0), "did not answer within the request_timeout", ""},
+		"an error's body without end":    {reply("HTTP/1.1 500 x\r\n\r\n", strings.Repeat("canary", 1000), 0), "Autopay answered 500 Internal Server Error", ""},
+		"a refusal's body that drips":    {reply("HTTP/1.1 401 x\r\n\r\n", " ", slow), "Autopay refused the credential (401)", ""},
+		"a gzip bomb":                    {reply(ok+"Content-Encoding: gzip\r\nContent-Length: "+fmt.Sprint(bomb.Len())+"\r\n\r\n"+bomb.String(), "", 0), "not a JSON object", ""},
+		"no answer to the handshake":     {func(net.Conn) {}, "did not answer within the request_timeout", "https"},
+		"a handshake that drips":         {reply("\x16\x03\x03\x40\x00", "\x00", slow), "did not answer within the request_timeout", "https"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host := newHostileHost(t, test.say)
+			scheme := test.scheme
+			if scheme == "" {
+				scheme = "http"
+			}
+			ended := make(chan *fault, 1)
+			go func() {
+				_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+					tokenURL: scheme + "://" + host.addr, clientID: testID, clientSecret: testSecret, timeout: 2 * time.Second,
+				})
+				ended <- f
+			}()
+			select {
+			case f := <-ended:
+				if f == nil || !strings.Contains(f.text, test.says) || strings.Contains(f.text, "canary") {
+					t.Errorf("got %v, want %q", f, test.says)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("the exchange does not end")
+			}
+			if !host.done() {
+				t.Error("the connection is still open")
+			}
+		})
+	}
+}
+
+// TestNoGzipIsAskedFor is why no answer is inflated.
+func TestNoGzipIsAskedFor(t *testing.T) {
+	t.Parallel()
+	seen := make(chan http.Header, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen <- r.Header }))
+	t.Cleanup(srv.Close)
+	_, _ = (&client{now: time.Now}).exchange(t.Context(), tokenRequest{tokenURL: srv.URL, clientID: "i", clientSecret: "s", timeout: time.Minute})
+	if got := (<-seen).Get("Accept-Encoding"); got != "" {
+		t.Errorf("Accept-Encoding: %s", got)
+	}
+}
+
+// TestTLSIsNotDowngraded covers what stands between the secret and someone on
+// the network: it is sent to nobody who can't prove to be the host that
+// token_url names.
+func TestTLSIsNotDowngraded(t *testing.T) {
+	t.Parallel()
+	good, ca, err := autopaysim.SelfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, otherCA, err := autopaysim.SelfSigned("autopay.example") // a name that now leads here: DNS rebinding
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		server *tls.Config
+		ca     []byte
+		says   string // "": a token is obtained
+	}{
+		"TLS 1.2":              {&tls.Config{Certificates: []tls.Certificate{good}, MaxVersion: tls.VersionTLS12, MinVersion: tls.VersionTLS12}, ca, ""},
+		"TLS 1.1":              {&tls.Config{Certificates: []tls.Certificate{good}, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}, ca, "no connection could be made"},
+		"unknown authority":    {&tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS12}, otherCA, "signed by an unknown authority"},
+		"another host's":       {&tls.Config{Certificates: []tls.Certificate{other}, MinVersion: tls.VersionTLS12}, otherCA, "its certificate is for another host"},
+		"system roots instead": {&tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS12}, nil, "signed by an unknown authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
+			srv := httptest.NewUnstartedServer(sim)
+			srv.TLS = test.server
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0) // failed handshakes are wanted
+			srv.StartTLS()
+			t.Cleanup(srv.Close)
+			_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+				tokenURL: srv.URL + autopaysim.TokenPath, clientID: testID, clientSecret: testSecret, audience: defaultAudience,
+				caCert: string(test.ca), timeout: time.Minute,
+			})
+			if test.says == "" {
+				if f != nil {
+					t.Fatal(f)
+				}
+				return
+			}
+			if f == nil || !strings.Contains(f.text, test.says) {
+				t.Errorf("got %v, want %q", f, test.says)
+			}
+			if n := sim.Requests(""); n != 0 {
+				t.Error("the secret was sent")
+			}
+		})
+	}
+}
+
+// TestRedirectsCarryNothing sends the engine on to a host that listens.
+func TestRedirectsCarryNothing(t *testing.T) {
+	t.Parallel()
+	elsewhere := autopaysim.New(autopaysim.Options{})
+	thief := httptest.NewServer(elsewhere)
+	t.Cleanup(thief.Close)
+	for _, status := range []int{300, 301, 302, 303, 305, 307, 308} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			sim := autopaysim.New(autopaysim.Options{})
+			sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRedirect, Status: status, Location: thief.URL + autopaysim.TokenPath})
+			srv := httptest.NewServer(sim)
+			t.Cleanup(srv.Close)
+			_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+				tokenURL: srv.URL + autopaysim.TokenPath, clientID: testID, clientSecret: testSecret, timeout: time.Minute,
+			})
+			if f == nil || !strings.Contains(f.text, "a redirect, which is not followed") || strings.Contains(f.text, thief.URL) {
+				t.Error(f)
+			}
+			if n := sim.Requests(""); n != 1 {
+				t.Errorf("%d requests, want 1", n)
+			}
+			if n := elsewhere.Requests(""); n != 0 {
+				t.Error("the secret was sent on")
+			}
+		})
+	}
+}
+
+// TestProxySeesNoSecret has a proxy in the environment: it is told the host
+// and nothing else, and not even asked for a loopback host. The environment is
+// read once in the life of a process, so a process of its own is run.
+func TestProxySeesNoSecret(t *testing.T) {
+	t.Parallel()
+	if url := os.Getenv("TEST_TOKEN_URL"); url != "" {
+		_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+			tokenURL: url, clientID: testID, clientSecret: testSecret, audience: defaultAudience, timeout: 10 * time.Second,
+		})
+		t.Logf("fault %v", f)
+		return
+	}
+	var mu sync.Mutex
+	var heard bytes.Buffer
+	proxy := newHostileHost(t, func(conn net.Conn) {
+		defer conn.Close()
+		hear := func() {
+			buf := make([]byte, 64<<10)
+			n, _ := conn.Read(buf)
+			mu.Lock()
+			defer mu.Unlock()
+			heard.Write(buf[:n])
+		}
+		hear()
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+		hear() // the TLS that follows is not answered
+	})
+	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
+	srv := httptest.NewServer(sim)
+	t.Cleanup(srv.Close)
+	run := func(url string) string {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestProxySeesNoSecret$", "-test.v")
+		cmd.Env = append(os.Environ(), "TEST_TOKEN_URL="+url, "HTTPS_PROXY=http://"+proxy.addr, "HTTP_PROXY=http://"+proxy.addr, "NO_PROXY=", "no_proxy=")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		defer heard.Reset()
+		return heard.String()
+	}
+	if got := run(srv.URL + autopaysim.TokenPath); got != "" || sim.Issued(testID) != 1 {
+		t.Errorf("a loopback host: the proxy heard %q, %d tokens were issued", got, sim.Issued(testID))
+	}
+	got := run("https://autopay.invalid/oauth/token")
+	if !strings.HasPrefix(got, "CONNECT autopay.invalid:443 HTTP/1.1\r\n") || !strings.Contains(got, "\r\n\r\n\x16\x03") {
+		t.Errorf("the proxy heard %q, want CONNECT and the beginning of TLS", got)
+	}
+	for _, secret := range []string{testSecret, testID, "oauth"} {
+		if strings.Contains(got, secret) {
+			t.Errorf("the proxy heard %q", secret)
+		}
+	}
+}
