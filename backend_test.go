@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,6 +37,7 @@ type engine struct {
 	opts    options
 	level   hclog.Level         // of what is logged; the zero value is everything
 	events  logical.EventSender // nil: there is no event system
+	answers atomic.Int64        // that were no errors
 }
 
 func newEngine(t *testing.T, sim autopaysim.Options) *engine {
@@ -101,7 +103,8 @@ func (e *engine) do(ctx context.Context, op logical.Operation, path string, data
 	if err != nil && strings.Contains(err.Error(), testSecret) || strings.Contains(flatten(resp), testSecret) {
 		e.t.Errorf("%s %s shows the secret: %v %s", op, path, err, flatten(resp))
 	}
-	if err == nil && resp != nil && !resp.IsError() { // each answer of each test is what OpenAPI says of it
+	// The first answers of each test are what OpenAPI says of them; all of TestModel's would take a minute.
+	if err == nil && resp != nil && !resp.IsError() && e.answers.Add(1) < 300 {
 		schema.ValidateResponse(e.t, schema.GetResponseSchema(e.t, e.Route(path), req.Operation), resp, true)
 	}
 	return resp, err
