@@ -52,9 +52,9 @@ func tokenRead(name string) *logical.Request {
 	return &logical.Request{Operation: logical.ReadOperation, Path: "token/" + name, MountPoint: "autopay/"}
 }
 
-// mustAnswer fails the benchmark unless a read was answered with a token.
-func mustAnswer(b *testing.B, resp *logical.Response, err error) {
-	b.Helper()
+// mustAnswer fails the benchmark unless a read was answered with a token. It
+// is no helper, for that takes as long as the read.
+func mustAnswer(b *testing.B, resp *logical.Response, err error) { //nolint:thelper // see above
 	if err != nil || resp == nil || resp.Data["access_token"] == nil {
 		b.Fatalf("no token: %v, %v", resp, err)
 	}
@@ -64,23 +64,42 @@ func mustAnswer(b *testing.B, resp *logical.Response, err error) {
 func BenchmarkHotRead(b *testing.B) {
 	for _, credentials := range []int{1, 10_000} {
 		b.Run(fmt.Sprintf("credentials=%d", credentials), func(b *testing.B) {
-			e, req := newBenchEngine(b, credentials, options{}), tokenRead("name-0")
+			e, req, ctx := newBenchEngine(b, credentials, options{}), tokenRead("name-0"), b.Context()
 			b.ReportAllocs()
 			for b.Loop() {
-				resp, err := e.HandleRequest(b.Context(), req)
+				resp, err := e.HandleRequest(ctx, req)
 				mustAnswer(b, resp, err)
 			}
 		})
 	}
 }
 
+// TestHotReadAllocations keeps what a hot read leaves to the garbage collector
+// small: the response, its map and the values in it.
+func TestHotReadAllocations(t *testing.T) { //nolint:paralleltest // counts allocations
+	const most = 12
+	e := newEngine(t, autopaysim.Options{})
+	e.configure("default")
+	e.token("token")
+	req := &logical.Request{Operation: logical.ReadOperation, Path: "token", MountPoint: "autopay/"}
+	ctx := t.Context()
+	got := testing.AllocsPerRun(1000, func() {
+		if resp, err := e.HandleRequest(ctx, req); err != nil || resp == nil {
+			t.Error(resp, err)
+		}
+	})
+	if got > most {
+		t.Errorf("%.0f allocations for a read of a live token, at most %d are right", got, most)
+	}
+}
+
 // BenchmarkHotReadContended has all processors read one token.
 func BenchmarkHotReadContended(b *testing.B) {
-	e, req := newBenchEngine(b, 1, options{}), tokenRead("name-0")
+	e, req, ctx := newBenchEngine(b, 1, options{}), tokenRead("name-0"), b.Context()
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
-			resp, err := e.HandleRequest(b.Context(), req)
+			resp, err := e.HandleRequest(ctx, req)
 			mustAnswer(b, resp, err)
 		}
 	})
@@ -88,10 +107,10 @@ func BenchmarkHotReadContended(b *testing.B) {
 
 // BenchmarkFrameworkRead is the same read through the framework, as without hotRead.
 func BenchmarkFrameworkRead(b *testing.B) {
-	e, req := newBenchEngine(b, 1, options{}), tokenRead("name-0")
+	e, req, ctx := newBenchEngine(b, 1, options{}), tokenRead("name-0"), b.Context()
 	b.ReportAllocs()
 	for b.Loop() {
-		resp, err := e.Backend.HandleRequest(b.Context(), req)
+		resp, err := e.Backend.HandleRequest(ctx, req)
 		mustAnswer(b, resp, err)
 	}
 }

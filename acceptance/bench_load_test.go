@@ -199,7 +199,10 @@ func (on target) processorTimes(t *testing.T) [3]time.Duration {
 
 // memory is the resident memory of a process in MB: its own, without the
 // pages of its executable, which the kernel shares and drops as it likes.
-func memory(t *testing.T, pid int) float64 { return procStatus(t, pid, "RssAnon") * 1024 / 1e6 }
+func memory(t *testing.T, pid int) float64 {
+	t.Helper()
+	return procStatus(t, pid, "RssAnon") * 1024 / 1e6 // from KiB
+}
 
 // procStatus is a number in /proc/PID/status.
 func procStatus(t *testing.T, pid int, field string) float64 {

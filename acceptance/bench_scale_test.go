@@ -29,6 +29,7 @@ type scale struct {
 // benchScale has one server for each number of credentials, and one with many
 // mounts; the rounds of reads go from one to the next.
 func benchScale(t *testing.T, p plan, r *report) {
+	t.Helper()
 	sim := startProviderBanning(t, 0)
 	var targets []target
 	for _, names := range p.names {
@@ -209,13 +210,13 @@ type soaked struct {
 	names     int
 	reads     int
 	refreshes int
-	minutes   []soakMinute
-	// Goroutines of a plugin process after half a minute of this, and of the next one at the end.
+	parts     []soakPart
+	// Goroutines of a plugin process after half a minute of this at most, and of the next one at the end.
 	goroutines [2]int
 }
 
-// soakMinute is a twentieth of the whole.
-type soakMinute struct {
+// soakPart is a tenth of the whole.
+type soakPart struct {
 	at        time.Duration
 	rate      float64
 	memory    float64 // MB
@@ -226,6 +227,7 @@ type soakMinute struct {
 // the goroutines of the process are is asked with SIGQUIT, which ends it: once
 // early, of a first process, and once at the end.
 func benchSoak(t *testing.T, p plan, r *report) {
+	t.Helper()
 	s := benchServer(t, "soak", "debug", true) // at warn the server drops the goroutines
 
 	sim := startProviderBanning(t, 0)
@@ -252,12 +254,12 @@ func benchSoak(t *testing.T, p plan, r *report) {
 	})
 	asked := sim.Requests(cred.id)
 	pid := s.onlyPlugin(t)
-	const parts = 20
+	const parts = 10
 	for i := range parts {
 		n := read(p.soak / parts)
-		part := soakMinute{p.soak / parts * time.Duration(i+1), float64(n) / (p.soak / parts).Seconds(), memory(t, pid), openFiles(t, pid)}
+		part := soakPart{p.soak / parts * time.Duration(i+1), float64(n) / (p.soak / parts).Seconds(), memory(t, pid), openFiles(t, pid)}
 		r.soak.reads += n
-		r.soak.minutes = append(r.soak.minutes, part)
+		r.soak.parts = append(r.soak.parts, part)
 		t.Logf("BENCH: soak, %v: %.0f reads/s, plugin %.1f MB, %d open files", part.at.Round(time.Second), part.rate, part.memory, part.openFiles)
 	}
 	r.soak.refreshes = sim.Requests(cred.id) - asked
