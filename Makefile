@@ -96,6 +96,21 @@ examples: build ## the examples alone, each in real Vault servers
 	@$(SAY_MISSING)
 	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/
 
+# On Linux only: it reads /proc. A machine with anything else to do spoils it.
+BENCH := full
+BENCH_SOAK :=
+.PHONY: bench
+bench: build ## reads side by side in a real Vault, into docs/benchmarks.md (25 minutes); BENCH=quick tries it (3 minutes)
+	@out=$(CURDIR)/docs; [ "$(BENCH)" = full ] || out=$(CURDIR)/bin/bench; \
+	echo "bench: $(BENCH), into $$out"; \
+	vault=$$(scripts/vault.sh); \
+	VAULT_BIN="$$vault" PLUGIN_BIN=$(PLUGIN) BENCH=$(BENCH) BENCH_SOAK=$(BENCH_SOAK) BENCH_OUT="$$out" \
+	  go test -tags 'acceptance bench' -count=1 -v -timeout 2h -run '^TestBench$$' ./acceptance/
+
+.PHONY: gobench
+gobench: ## the engine's own part of a read, in process
+	@go test -run '^$$' -bench . -benchmem .
+
 # An input that fails is kept in testdata/fuzz, and from then on is a unit test. Inputs that
 # only cover something new are hardly made smaller: that takes longer than it is worth.
 FUZZTIME := 2m
