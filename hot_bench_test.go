@@ -77,7 +77,7 @@ func BenchmarkHotRead(b *testing.B) {
 // TestHotReadAllocations keeps what a hot read leaves to the garbage collector
 // small: the response, its map and the values in it.
 func TestHotReadAllocations(t *testing.T) { //nolint:paralleltest // counts allocations
-	const most = 12
+	const most = 6
 	e := newEngine(t, autopaysim.Options{})
 	e.configure("default")
 	e.token("token")

@@ -216,8 +216,7 @@ func (c *credential) awaitLive(ctx context.Context, s *snapshot) (*snapshot, err
 // tokenResponse is the token as readers get it. Two of them for one token
 // differ in ttl alone (and in warnings).
 func (c *credential) tokenResponse(s *snapshot, now time.Time) *logical.Response {
-	resp, outcome := rotationResponse(s, now), readOK
-	resp.Data["access_token"] = s.entry.AccessToken
+	resp, outcome := &logical.Response{Data: s.answer(now)}, readOK
 	if f := s.problem(now); f != nil {
 		outcome = readDegraded
 		resp.AddWarning(fmt.Sprintf("this token could not be replaced and is served until %s: %s",
@@ -225,17 +224,6 @@ func (c *credential) tokenResponse(s *snapshot, now time.Time) *logical.Response
 	}
 	c.counts.Load().reads[outcome].Add(1)
 	return resp
-}
-
-func rotationResponse(s *snapshot, now time.Time) *logical.Response {
-	return &logical.Response{Data: map[string]any{
-		"token_type":          "Bearer",
-		"scope":               s.entry.Scope,
-		"expire_time":         s.entry.ExpireTime.Format(time.RFC3339),
-		"last_vault_rotation": s.entry.LastVaultRotation.Format(time.RFC3339),
-		"rotation_period":     int64(s.period / time.Second),
-		"ttl":                 int64(s.ttl(now) / time.Second),
-	}}
 }
 
 // pathRotateWrite corresponds to UPDATE on autopay/rotate[/NAME].
@@ -263,7 +251,8 @@ func (b *backend) pathRotateWrite(
 	if after.config == nil {
 		return respondError(notConfigured(req, d))
 	}
-	resp := rotationResponse(after, b.now())
+	resp := &logical.Response{Data: after.answer(b.now())}
+	delete(resp.Data, "access_token")
 	if warning != "" {
 		resp.AddWarning(warning)
 	}

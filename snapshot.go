@@ -1,6 +1,9 @@
 package main
 
-import "time"
+import (
+	"maps"
+	"time"
+)
 
 // snapshot is one credential as readers see it: immutable, and rebuilt
 // whenever anything in it changes. All its times are derived here, so that
@@ -17,6 +20,8 @@ type snapshot struct {
 	period       time.Duration // between two tokens, whole seconds
 	scheduled    time.Time     // when the next request is wanted; zero: at once
 	limitedUntil time.Time     // the ledger allows no request before
+
+	fields map[string]any // of the answer, less ttl; not to be changed; nil: no token
 }
 
 // newSnapshot derives what readers need from what storage holds. A token of
@@ -32,6 +37,14 @@ func newSnapshot(config *configEntry, entry tokenEntry) *snapshot {
 		s.liveUntil = s.entry.liveUntil()
 		s.period = rotationPeriod(config, s.entry.lifetime())
 		s.scheduled = s.entry.LastVaultRotation.Add(s.period)
+		s.fields = map[string]any{
+			"access_token":        s.entry.AccessToken,
+			"token_type":          "Bearer",
+			"scope":               s.entry.Scope,
+			"expire_time":         s.entry.ExpireTime.Format(time.RFC3339),
+			"last_vault_rotation": s.entry.LastVaultRotation.Format(time.RFC3339),
+			"rotation_period":     int64(s.period / time.Second),
+		}
 	}
 	if !s.entry.NextRotation.IsZero() {
 		s.scheduled = s.entry.NextRotation
@@ -107,6 +120,13 @@ func (s *snapshot) ttl(now time.Time) time.Duration {
 		most, until = min(most, maxOutageTTL), s.dueAt()
 	}
 	return max(min(ceilSecond(until.Sub(now)), most), minTTL)
+}
+
+// answer is what a reader gets. The caller may change it.
+func (s *snapshot) answer(now time.Time) map[string]any {
+	data := maps.Clone(s.fields)
+	data["ttl"] = int64(s.ttl(now) / time.Second)
+	return data
 }
 
 // ceilSecond rounds d up to whole seconds.
