@@ -198,6 +198,10 @@ the stand-in for Autopay share them. The figures are of that machine; the ratios
 	for _, g := range r.inProcess {
 		p("| %s | %s | %s | %.0f |", g.name, spread(figure[float64]{g.ns.median / 1000, g.ns.least / 1000, g.ns.most / 1000}, "%.2f"), thousands(g.bytes), g.allocs)
 	}
+	eight := r.reads[1].results[0]
+	whole := us(over(eight, vaultTime).median + over(eight, pluginTime).median + over(eight, readersTime).median)
+	p("\nOf the %.0f µs of processor time that a read takes at 8 readers, that hot read is %.1f %%. The rest is Vault, gRPC and the readers.",
+		whole, r.benchmark("HotRead/credentials=1").ns.median/10/whole)
 	return b.String()
 }
 

@@ -29,6 +29,7 @@ type plan struct {
 	unseals       int
 	soak          time.Duration
 	out           string // the directory for the document
+	quick         bool
 }
 
 // planned reads BENCH (full, quick), BENCH_SOAK (a duration) and BENCH_OUT (a directory).
@@ -41,6 +42,7 @@ func planned(t *testing.T) plan {
 	switch mode := os.Getenv("BENCH"); mode {
 	case "", "full":
 	case "quick":
+		p.quick = true
 		p.rounds, p.warm, p.measure = 3, 200*time.Millisecond, 500*time.Millisecond
 		p.refreshes, p.cold, p.names, p.mounts, p.unseals, p.soak = 3, 5, []int{1, 1000}, 10, 1, 20*time.Second
 	default:
@@ -85,8 +87,14 @@ func TestBench(t *testing.T) {
 	}
 	t.Logf("BENCH: written %s/benchmarks.md and benchmarks.svg", p.out)
 	for _, target := range r.targets() {
-		if !target.met {
-			t.Errorf("BENCH: missed: %s: %s, should be %s", target.what, target.got, target.want)
+		if target.met {
+			continue
+		}
+		missed := fmt.Sprintf("BENCH: missed: %s: %s, should be %s", target.what, target.got, target.want)
+		if p.quick {
+			t.Log(missed, "(quick: nothing is proved)")
+		} else {
+			t.Error(missed)
 		}
 	}
 }
