@@ -1,0 +1,271 @@
+//go:build acceptance
+
+package acceptance
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const terraformExample = "../examples/terraform"
+
+// TestExampleTerraform applies the example with the real terraform and the
+// real provider, built from the module in terraform/.
+func TestExampleTerraform(t *testing.T) {
+	t.Parallel()
+	s, p := sharedVault(t), startProvider(t)
+	byDefault, oslo := p.newCredential(), p.newCredential()
+	mountPath := "autopay-" + random(4)
+	tf := newTerraform(t, s, map[string]any{
+		"mount":          mountPath,
+		"token_url":      p.tokenURL(),
+		"client_ids":     map[string]any{"default": byDefault.id, "oslo": oslo.id},
+		"client_secrets": map[string]any{"default": byDefault.secret, "oslo": oslo.secret},
+	})
+
+	asked := func(wantDefault, wantOslo int) {
+		t.Helper()
+		p.asked(t, byDefault, wantDefault)
+		p.asked(t, oslo, wantOslo)
+	}
+	m := mount{server: s, at: mountPath}
+
+	tf.apply(t)
+	asked(1, 1)
+	first := m.token(t, "")
+
+	tf.isUnchanged(t)
+	tf.apply(t)
+	asked(1, 1)
+
+	app, err := s.root().Sys().GetPolicyWithContext(t.Context(), mountPath+"-app-oslo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.wantCodes(t, s.tokenFor(t, app), map[request]int{
+		{"GET", "token/oslo"}:  http.StatusOK,
+		{"GET", "token"}:       http.StatusForbidden,
+		{"GET", "config/oslo"}: http.StatusForbidden,
+		{"PUT", "rotate/oslo"}: http.StatusForbidden,
+	})
+	operator, err := s.root().Sys().GetPolicyWithContext(t.Context(), mountPath+"-operator")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.wantCodes(t, s.tokenFor(t, operator), map[request]int{
+		{"GET", "token/oslo"}:  http.StatusForbidden,
+		{"GET", "status/oslo"}: http.StatusOK,
+		{"GET", "config/oslo"}: http.StatusOK,
+		{"LIST", "config"}:     http.StatusOK,
+	})
+
+	tf.variables["rotation_period"] = 7200
+	tf.apply(t)
+	asked(1, 1)
+	if b := m.token(t, ""); b.AccessToken != first.AccessToken || b.RotationPeriod != 7200 {
+		t.Errorf("a new rotation_period: token changed %v, rotation_period %d, want the same token and 7200",
+			b.AccessToken != first.AccessToken, b.RotationPeriod)
+	}
+
+	// What was changed behind its back it puts right, without a request.
+	m.mustWrite(t, "config/oslo", pairs("rotation_period", 60))
+	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 2 {
+		t.Errorf("plan after a change by hand: exit code %d, want 2\n%s", code, out)
+	}
+	tf.apply(t)
+	tf.isUnchanged(t)
+	asked(1, 1)
+
+	secret := newSecret()
+	p.SetClient(oslo.id, secret)
+	tf.variables["client_secrets"].(map[string]any)["oslo"] = secret
+	tf.apply(t)
+	asked(1, 2)
+
+	tf.mustRun(t, "destroy", "-auto-approve")
+	asked(1, 2)
+	if a := m.read(t, "token"); a.status != http.StatusNotFound && a.status != http.StatusForbidden {
+		t.Errorf("after destroy: %v", a)
+	}
+}
+
+// TestTerraformCalls makes the calls that the provider makes, for where there
+// is no terraform. Source: terraform-provider-vault, vault/resource_generic_endpoint.go.
+func TestTerraformCalls(t *testing.T) {
+	t.Parallel()
+	m, p, cred := setup(t)
+	data := cred.config("rotation_period", json.Number("0"), "token_request_limit", json.Number("100"))
+
+	// genericEndpointResourceRead lays what a read shows over what was given; the
+	// plan is empty if that changes nothing.
+	unchanged := func() {
+		t.Helper()
+		state := maps.Clone(data)
+		for field, value := range m.read(t, "config").data {
+			if _, given := data[field]; given {
+				state[field] = value
+			}
+		}
+		if !maps.Equal(state, data) {
+			t.Errorf("a read makes %v of what was written, %v: a change at every plan", redact(state), redact(data))
+		}
+	}
+	// genericEndpointResourceWrite sends all fields, changed or not, and reads.
+	apply := func() {
+		t.Helper()
+		m.mustWrite(t, "config", data)
+		unchanged()
+	}
+
+	apply()
+	p.asked(t, cred, 1)
+
+	unchanged() // a second apply refreshes, and has nothing to write
+	p.asked(t, cred, 1)
+
+	apply() // as after terraform apply -replace, or with the state lost
+	p.asked(t, cred, 1)
+
+	data["rotation_period"] = json.Number("7200")
+	apply()
+	p.asked(t, cred, 1)
+
+	data["client_secret"] = newSecret()
+	p.SetClient(cred.id, data["client_secret"].(string))
+	apply()
+	p.asked(t, cred, 2)
+
+	if a := m.do(t, http.MethodDelete, "config", nil); a.status != http.StatusNoContent {
+		t.Errorf("delete: %v", a)
+	}
+	if a := m.read(t, "config"); a.status != http.StatusNotFound {
+		t.Errorf("read of what is gone: %v, want 404: it drops out of the state", a)
+	}
+	p.asked(t, cred, 2)
+}
+
+func redact(config map[string]any) map[string]any {
+	shown := maps.Clone(config)
+	delete(shown, "client_secret")
+	return shown
+}
+
+// terraform is a working directory with the example in it.
+type terraform struct {
+	bin       string
+	dir       string
+	env       []string
+	variables map[string]any
+}
+
+func newTerraform(t *testing.T, s *server, variables map[string]any) *terraform {
+	t.Helper()
+	bin, err := exec.LookPath("terraform")
+	if err != nil {
+		missingTool(t, "terraform")
+	}
+	tf := &terraform{bin: bin, dir: t.TempDir(), variables: variables}
+
+	for _, file := range []string{"main.tf", "variables.tf"} {
+		text, err := os.ReadFile(filepath.Join(terraformExample, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(tf.dir, file), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// The first build takes a minute or two; later ones come from Go's cache.
+	provider := t.TempDir()
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w",
+		"-o", filepath.Join(provider, "terraform-provider-vault"), "github.com/hashicorp/terraform-provider-vault")
+	build.Dir = "terraform"
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build of the provider: %v\n%s", err, out)
+	}
+	rc := filepath.Join(provider, "terraform.rc")
+	overrides := fmt.Sprintf("provider_installation {\n  dev_overrides { \"hashicorp/vault\" = %q }\n}\n", provider)
+	if err := os.WriteFile(rc, []byte(overrides), 0o600); err != nil {
+		t.Fatal(err)
+	}
+
+	tf.env = []string{
+		"HOME=" + tf.dir, "PATH=" + os.Getenv("PATH"), "CHECKPOINT_DISABLE=1", "TF_IN_AUTOMATION=1",
+		"TF_CLI_CONFIG_FILE=" + rc, "VAULT_ADDR=" + s.addr, "VAULT_TOKEN=" + s.keys.root,
+	}
+	t.Cleanup(func() { _ = s.root().Sys().Unmount(variables["mount"].(string)) }) // destroyed already, unless the test failed
+	tf.mustRun(t, "fmt", "-check", "-diff")
+	tf.mustRun(t, "validate")
+	return tf
+}
+
+// run returns what terraform prints, which must hold no secret, and its exit code.
+func (tf *terraform) run(t *testing.T, args ...string) (string, int) {
+	t.Helper()
+	values, err := json.Marshal(tf.variables)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tf.dir, "terraform.tfvars.json"), values, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), tf.bin, append(args, "-no-color")...)
+	cmd.Dir, cmd.Env = tf.dir, tf.env
+	out, err := cmd.CombinedOutput()
+	var failed *exec.ExitError
+	if err != nil && !errors.As(err, &failed) {
+		t.Fatalf("terraform %v: %v", args, err)
+	}
+	for _, leak := range canariesIn(out, secretPattern, tokenPattern) {
+		t.Errorf("terraform %v prints %s", args, leak)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+func (tf *terraform) mustRun(t *testing.T, args ...string) string {
+	t.Helper()
+	out, code := tf.run(t, args...)
+	if code != 0 {
+		t.Fatalf("terraform %v: exit code %d\n%s", args, code, out)
+	}
+	return out
+}
+
+func (tf *terraform) apply(t *testing.T) {
+	t.Helper()
+	t.Log(lastLine(tf.mustRun(t, "apply", "-auto-approve")))
+}
+
+// isUnchanged fails the test unless there is nothing to apply.
+func (tf *terraform) isUnchanged(t *testing.T) {
+	t.Helper()
+	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 0 {
+		t.Errorf("plan: exit code %d, want 0, nothing to change\n%s", code, out)
+	}
+}
+
+func lastLine(text string) string {
+	text = strings.TrimSpace(text)
+	return text[strings.LastIndexByte(text, '\n')+1:]
+}
+
+// missingTool fails in CI and skips elsewhere, for a test that needs a program
+// which this project does not build.
+func missingTool(t *testing.T, tool string) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
+		t.Fatalf("%s is not on the PATH: install it", tool)
+	}
+	fmt.Fprintf(os.Stderr, "NOT RUN: %s needs %s on the PATH\n", t.Name(), tool)
+	t.SkipNow()
+}

@@ -1,0 +1,4 @@
+# For Prometheus: the series, and nothing else. They hold no secret and no token.
+path "autopay/metrics" {
+  capabilities = ["read"]
+}
