@@ -80,8 +80,9 @@ ACCEPTANCE := go test -tags acceptance -count=1 -parallel 4 -timeout 30m
 # go test shows nothing of what a test skips.
 define SAY_MISSING
 for tool in node python3 curl jq; do \
-  type -P $$tool >/dev/null || echo "$$tool is missing: its examples are NOT RUN (Debian: apt-get install nodejs python3 curl jq)" >&2; \
-done
+  type -P $$tool >/dev/null || echo "$$tool is missing: its example is NOT RUN (Debian: apt-get install nodejs python3 curl jq)" >&2; \
+done; \
+type -P terraform >/dev/null || echo "terraform is missing: its example is NOT RUN, only the calls that it makes" >&2
 endef
 
 .PHONY: acceptance
@@ -89,12 +90,21 @@ acceptance: build ## the built plugin in real Vault servers
 	@echo "acceptance: the built plugin in real Vault servers on loopback"
 	@$(SAY_MISSING)
 	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) ./acceptance/
+	@$(MAKE) formats
 
 .PHONY: examples
 examples: build ## the examples alone, each in real Vault servers
 	@echo "examples: each with its consumer, in real Vault servers on loopback"
 	@$(SAY_MISSING)
 	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/
+	@$(MAKE) formats
+
+# In modules of their own, for their dependencies meet nobody else's.
+.PHONY: formats
+formats: ## the examples for Kubernetes and Prometheus, held to the formats of those
+	@echo "formats: Kubernetes manifests, Prometheus configuration, alerts and dashboard (their first build takes a few minutes)"
+	@go -C acceptance/manifests test -count=1 ./...
+	@go -C acceptance/prometheus test -count=1 ./...
 
 # On Linux only: it reads /proc. A machine with anything else to do spoils it.
 BENCH := full
@@ -139,7 +149,7 @@ lint: ## go vet, golangci-lint, gofumpt, shellcheck, actionlint, tidy go.mod
 	@go mod tidy -diff
 	@go -C tools mod tidy -diff
 	@go -C tools/release mod tidy -diff
-	@go -C acceptance/consultemplate mod tidy -diff
+	@for module in manifests prometheus terraform consultemplate; do go -C acceptance/$$module mod tidy -diff; done
 	@go -C acceptance/consultemplate mod tidy -diff -modfile=newest.mod
 
 .PHONY: fmt

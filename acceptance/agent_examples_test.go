@@ -32,7 +32,7 @@ func TestExampleKubernetesAgentTemplate(t *testing.T) {
 
 	dir := t.TempDir()
 	rendered := filepath.Join(dir, "autopay-token")
-	app := m.appRole(t, dir, fmt.Sprintf(`path "%s/token" { capabilities = ["read"] }`, m.at))
+	app := m.newAppRole(t, dir, fmt.Sprintf(`path "%s/token" { capabilities = ["read"] }`, m.at))
 	m.runAgent(t, dir, fmt.Sprintf(`
 vault { address = %q }
 auto_auth {
@@ -63,7 +63,7 @@ func TestExamplePrometheusLogin(t *testing.T) {
 	t.Parallel()
 	m, _, _ := setup(t)
 	dir := t.TempDir()
-	app := m.appRole(t, dir, strings.ReplaceAll(example(t, "prometheus/policy.hcl"), `"autopay/metrics"`, `"`+m.at+`/metrics"`))
+	app := m.newAppRole(t, dir, strings.ReplaceAll(example(t, "prometheus/policy.hcl"), `"autopay/metrics"`, `"`+m.at+`/metrics"`))
 
 	sink := filepath.Join(dir, "vault-token")
 	m.runAgent(t, dir, strings.NewReplacer(
@@ -78,30 +78,23 @@ func TestExamplePrometheusLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	for path, allowed := range map[string]bool{"metrics": true, "token": false, "status": false, "config": false} {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.addr+"/v1/"+m.at+"/"+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Authorization", "Bearer "+string(login))
-		resp, err := (&http.Client{Transport: m.witness}).Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
-		if (resp.StatusCode != http.StatusForbidden) != allowed {
-			t.Errorf("GET %s: %s, allowed should be %v", path, resp.Status, allowed)
-		}
+	if status, _, text := m.scrape(t, string(login)); status != http.StatusOK || !strings.Contains(text, "autopay_build_info") {
+		t.Errorf("scrape: %d\n%s", status, text)
 	}
+	forbidden := map[request]int{}
+	for _, path := range []string{"token", "status", "config"} {
+		forbidden[request{"GET", path}] = http.StatusForbidden
+	}
+	m.wantCodes(t, string(login), forbidden)
 }
 
-// appRole is an AppRole login with one policy.
-type appRole struct {
+// appRoleLogin is what an agent logs in with.
+type appRoleLogin struct {
 	mount            string
 	roleID, secretID string // files
 }
 
-func (s *server) appRole(t *testing.T, dir, rules string) appRole {
+func (s *server) newAppRole(t *testing.T, dir, rules string) appRoleLogin {
 	t.Helper()
 	name := "approle-" + random(4)
 	if err := s.root().Sys().PutPolicyWithContext(t.Context(), name, rules); err != nil {
@@ -116,7 +109,7 @@ func (s *server) appRole(t *testing.T, dir, rules string) appRole {
 	s.mustDo(t, http.MethodPut, role, pairs("token_policies", name))
 	roleID := s.mustDo(t, http.MethodGet, role+"/role-id", nil).data["role_id"].(string)
 	secretID := s.mustDo(t, http.MethodPut, role+"/secret-id", nil).data["secret_id"].(string)
-	return appRole{
+	return appRoleLogin{
 		mount:    "auth/" + name,
 		roleID:   writeFile(t, dir, "role-id", roleID),
 		secretID: writeFile(t, dir, "secret-id", secretID),
@@ -154,11 +147,7 @@ func (s *server) mustDo(t *testing.T, method, path string, body any) answer {
 
 func example(t *testing.T, file string) string {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("..", "examples", file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return string(mustRead(t, "../examples/"+file))
 }
 
 func writeFile(t *testing.T, dir, name, text string) string {
