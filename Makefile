@@ -114,7 +114,7 @@ bench: build ## reads side by side in a real Vault, into docs/benchmarks.md (25 
 	@out=$(CURDIR)/docs; [ "$(BENCH)" = full ] || out=$(CURDIR)/bin/bench; \
 	echo "bench: $(BENCH), into $$out"; \
 	vault=$$(scripts/vault.sh); \
-	VAULT_BIN="$$vault" PLUGIN_BIN=$(PLUGIN) BENCH=$(BENCH) BENCH_SOAK=$(BENCH_SOAK) BENCH_OUT="$$out" \
+	VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" BENCH=$(BENCH) BENCH_SOAK=$(BENCH_SOAK) BENCH_OUT="$$out" \
 	  go test -tags 'acceptance bench' -count=1 -v -timeout 2h -run '^TestBench$$' ./acceptance/
 
 .PHONY: gobench
