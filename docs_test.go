@@ -5,6 +5,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"maps"
 	"path/filepath"
 	"regexp"
@@ -318,5 +319,48 @@ func TestDocsLogLines(t *testing.T) {
 	}
 	if want := []string{eventRotate, eventRotateFail, eventRefused, eventConfigWrite, eventConfigDelete}; !slices.Equal(events, want) {
 		t.Errorf("events %v, want %v", events, want)
+	}
+}
+
+var (
+	snippet = regexp.MustCompile("(?s)```(?:hcl|yaml)\n(.*?)```")
+	spaces  = regexp.MustCompile(`\s+`)
+)
+
+// TestDocsSnippets holds what the docs show of the examples against their
+// files, which are run: each line of a snippet is in one of them.
+func TestDocsSnippets(t *testing.T) {
+	t.Parallel()
+	there := map[string]bool{}
+	err := filepath.WalkDir("examples", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		for line := range strings.Lines(readFile(t, path)) {
+			there[spaces.ReplaceAllString(line, "")] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, agent, _ := strings.Cut(readDocument(t, "README.md")["Install"], "\n### Vault Agent\n")
+	agent, _, _ = strings.Cut(agent, "\n### ")
+	sections := readDocument(t, "docs/consumers.md")
+	sections["README.md, Vault Agent"] = agent
+	delete(sections, "consul-template, envconsul, Nomad") // which have no example
+	n := 0
+	for title, section := range sections {
+		for _, block := range snippet.FindAllStringSubmatch(section, -1) {
+			for line := range strings.Lines(block[1]) {
+				n++
+				if text := spaces.ReplaceAllString(line, ""); text != "" && text[0] != '#' && !there[text] {
+					t.Errorf("%s: no example says %q", title, line)
+				}
+			}
+		}
+	}
+	if n < 80 {
+		t.Errorf("only %d lines of snippets found", n)
 	}
 }

@@ -107,7 +107,7 @@ func (s *server) call(ctx context.Context, token, method, path string, body any)
 	}
 
 	a := answer{status: resp.StatusCode, body: strings.TrimSpace(string(text))}
-	if len(text) > 0 {
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/json") && len(text) > 0 {
 		decoder := json.NewDecoder(bytes.NewReader(text))
 		decoder.UseNumber()
 		if err := decoder.Decode(&a.fields); err != nil {

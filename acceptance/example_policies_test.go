@@ -67,6 +67,7 @@ func TestExamplePolicies(t *testing.T) {
 			{"LIST", "config"}:      ok,
 			{"GET", "status"}:       ok,
 			{"GET", "status/oslo"}:  ok,
+			{"GET", "metrics"}:      ok,
 			{"PUT", "rotate"}:       ok,
 			{"PUT", "rotate/oslo"}:  ok,
 			{"PUT", "config/new"}:   http.StatusBadRequest, // it may, and client_id is missing

@@ -63,6 +63,29 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// TestSeriesAreTheEngines holds the list above against docs/api.md, which a test
+// of the engine holds against a scrape.
+func TestSeriesAreTheEngines(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/api.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, row := range regexp.MustCompile("(?m)^\\| `(autopay_\\w+)` \\| (\\w+) \\| (.*?) \\|").FindAllStringSubmatch(string(page), -1) {
+		metric, want := row[1], regexp.MustCompile(`\w+`).FindAllString(row[3], -1)
+		if row[2] == "histogram" {
+			metric += "_count"
+		}
+		if n++; !slices.Equal(series[metric], want) {
+			t.Errorf("%s has the labels %v here, %v in docs/api.md", metric, series[metric], want)
+		}
+	}
+	if n != len(series)-3 { // up, and two of the histogram's
+		t.Errorf("docs/api.md has %d metrics, %d are here", n, len(series)-3)
+	}
+}
+
 func TestExamplePrometheusConfig(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

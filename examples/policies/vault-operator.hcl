@@ -17,3 +17,6 @@ path "autopay/status" {
 path "autopay/status/*" {
   capabilities = ["read"]
 }
+path "autopay/metrics" {
+  capabilities = ["read"]
+}
