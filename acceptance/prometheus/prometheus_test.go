@@ -16,7 +16,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 	"go.yaml.in/yaml/v2"
 )
@@ -48,7 +47,7 @@ var values = map[string]map[string][]string{
 }
 
 // added are the labels that Prometheus adds to every series.
-var added = []string{labels.MetricName, "job", "instance"}
+var added = []string{"__name__", "job", "instance"}
 
 var suiteDir string // removed at the end
 
