@@ -75,7 +75,9 @@ model: ## random lives of a mount, held against the ten rules: make model MODEL_
 	@go test -count=1 -v -timeout 30m -run '^TestModel$$' . -model.runs=$(MODEL_RUNS) | grep -vE '^ *(=== |--- PASS)'
 
 # More tests at a time than processors, for the long ones mostly wait.
-ACCEPTANCE := go test -tags acceptance -count=1 -parallel 4 -timeout 30m
+ACCEPTANCE := go test -tags acceptance -count=1 -parallel 4 -timeout 30m -v
+# What failed, with all it said; of what passed, what was measured.
+QUIETER := grep -vE '^ *(=== |--- PASS)'
 
 # go test shows nothing of what a test skips.
 define SAY_MISSING
@@ -89,14 +91,14 @@ endef
 acceptance: build ## the built plugin in real Vault servers
 	@echo "acceptance: the built plugin in real Vault servers on loopback"
 	@$(SAY_MISSING)
-	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) ./acceptance/
+	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) ./acceptance/ | $(QUIETER)
 	@$(MAKE) formats
 
 .PHONY: examples
 examples: build ## the examples alone, each in real Vault servers
 	@echo "examples: each with its consumer, in real Vault servers on loopback"
 	@$(SAY_MISSING)
-	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/
+	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/ | $(QUIETER)
 	@$(MAKE) formats
 
 # In modules of their own, for their dependencies meet nobody else's.

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -131,17 +131,19 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	return resp, err
 }
 
+var ref = regexp.MustCompile(`"\$ref":("[^"]*")`)
+
 // withPlainRefs spells the references of an OpenAPI document as Vault reads
-// them. It decodes the document of an external plugin by the names of struct
-// fields, to which "$ref" is unknown (hashicorp/vault issue 30714), and the
-// schemas of requests and responses would be lost.
+// them, too. It decodes the document of an external plugin by the names of
+// struct fields, to which "$ref" is unknown (hashicorp/vault issue 30714), and
+// the schemas of requests and responses would be lost.
 func withPlainRefs(document any) any {
 	text, err := json.Marshal(document)
 	if err != nil {
 		return document
 	}
 	var plain map[string]any
-	if json.Unmarshal(bytes.ReplaceAll(text, []byte(`"$ref":`), []byte(`"ref":`)), &plain) != nil {
+	if json.Unmarshal(ref.ReplaceAll(text, []byte(`"$$ref":$1,"ref":$1`)), &plain) != nil {
 		return document
 	}
 	return plain

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -15,6 +16,9 @@ const (
 	eventConfigWrite  = "autopay/config-write"
 	eventConfigDelete = "autopay/config-delete"
 )
+
+// eventTimeout ends the sending of an event to a host that does not take it.
+const eventTimeout = 10 * time.Second
 
 // event tells Vault's event system about a path of the credential, without
 // waiting. Best effort: where nobody listens, or the host has no events
@@ -31,6 +35,8 @@ func (c *credential) event(kind, path, modified string) {
 		logical.EventMetadataModified, modified,
 	}
 	c.b.spawn(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, eventTimeout)
+		defer cancel()
 		if err := logical.SendEvent(ctx, c.b, kind, metadata...); err != nil {
 			c.b.log(c.name).Trace("an event was not sent", "event_type", kind, "error", err)
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 type spyEvents struct {
 	mu   sync.Mutex // guards sent
 	sent []string   // type, name, data_path and modified of each event
+	all  string     // all that events held
 	err  error
 	hang bool
 }
@@ -35,6 +37,7 @@ func (s *spyEvents) SendEvent(ctx context.Context, kind logical.EventType, event
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sent = append(s.sent, strings.Join(words, " "))
+	s.all += event.String()
 	return s.err
 }
 
@@ -95,6 +98,14 @@ func TestEvents(t *testing.T) {
 					t.Error(err)
 				}
 				expect("deleted", "autopay/config-delete oslo config/oslo true")
+				for _, secret := range []string{testSecret, "sim."} {
+					if strings.Contains(events.all, secret) {
+						t.Errorf("the events hold %q: %s", secret, events.all)
+					}
+				}
+				if !strings.Contains(events.all, `"operation"`) || !strings.Contains(events.all, `"config-delete"`) || !strings.Contains(events.all, `"path"`) {
+					t.Errorf("operation or path is missing: %s", events.all)
+				}
 				if logs := e.logs.String(); strings.Contains(logs, "unknown service") != (events.err != nil) || strings.Contains(logs, "[ERROR] an event") {
 					t.Errorf("logs:\n%s", logs)
 				}
@@ -119,6 +130,12 @@ func TestEventsHoldUpNothing(t *testing.T) {
 		time.Sleep(18 * time.Hour)
 		synctest.Wait()
 		e.wantRequests(2)
+		time.Sleep(11 * time.Second)
+		before := runtime.NumGoroutine()
+		time.Sleep(10 * 24 * time.Hour)
+		if after := runtime.NumGoroutine(); after > before+5 {
+			t.Errorf("%d goroutines, %d after ten days", before, after)
+		}
 		begun = time.Now()
 		e.clean(t.Context())
 		if took := time.Since(begun); took > 0 {

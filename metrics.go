@@ -93,7 +93,7 @@ func (n *counts) histogram(name string) prometheus.Metric {
 
 var (
 	descBuild    = prometheus.NewDesc("autopay_build_info", "Version of the engine; always 1.", []string{"version"}, nil)
-	descRequests = perCredential("autopay_token_requests_total", "Token requests to Autopay by outcome: success, refused, error, or limited (wanted, but held back by token_request_limit).", "outcome")
+	descRequests = perCredential("autopay_token_requests_total", "Token requests to Autopay by outcome: success, refused, error, or limited (wanted by an operator or by a reader without a live token, and held back by token_request_limit).", "outcome")
 	descDuration = perCredential("autopay_token_request_duration_seconds", "Duration of exchanges with Autopay.")
 	descExpiry   = perCredential("autopay_token_expiry_timestamp_seconds", "When Autopay stops honouring the last token. Absent without one.")
 	descNext     = perCredential("autopay_token_next_rotation_timestamp_seconds", "When the next token is to be asked for, backoff and limit counted in. Absent without a token.")
@@ -140,9 +140,10 @@ func (c *credential) collect(ch chan<- prometheus.Metric, s *snapshot, now time.
 		send(descReads, prometheus.CounterValue, float64(n.reads[i].Load()), outcome)
 	}
 	ch <- n.histogram(c.name)
+	current := s.state(now)
 	for _, state := range states {
 		in := 0.0
-		if s.state(now) == state {
+		if state == current {
 			in = 1
 		}
 		send(descState, prometheus.GaugeValue, in, state)
@@ -171,6 +172,8 @@ func (b *backend) pathMetrics() *framework.Path {
 			logical.ReadOperation: &framework.PathOperation{
 				Callback: b.pathMetricsRead,
 				Summary:  metricsSynopsis,
+				// The active node knows; a standby without readers does not.
+				ForwardPerformanceStandby: true,
 				Responses: map[int][]framework.Response{http.StatusOK: {{
 					Description: "OK", MediaType: "text/plain",
 				}}},

@@ -31,6 +31,9 @@ func (e *engine) scrape() map[string]float64 {
 		e.t.Errorf("content type %v", kind)
 	}
 	body := resp.Data[logical.HTTPRawBody].([]byte)
+	if strings.Contains(string(body), testSecret) || strings.Contains(string(body), "sim.") {
+		e.t.Errorf("the metrics show a secret:\n%s", body)
+	}
 	parser := expfmt.NewTextParser(promodel.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(bytes.NewReader(body))
 	if err != nil {
@@ -66,8 +69,7 @@ func value(m *dto.Metric) float64 {
 	return m.GetCounter().GetValue() + m.GetGauge().GetValue()
 }
 
-// holds fails the test for each series that is not as wanted; NaN-free: -1
-// wants it absent.
+// metricsHold fails the test for each series that is not as wanted; -1 wants it absent.
 func (e *engine) metricsHold(when string, want map[string]float64) {
 	e.t.Helper()
 	got := e.scrape()
@@ -158,6 +160,15 @@ func TestMetrics(t *testing.T) {
 			`autopay_token_requests_total{name="later",outcome="limited"}`:   1,
 			`autopay_token_requests_24h{name="later"}`:                       1,
 		})
+		e.configure("later", "client_id", "other", "rotation_period", 5) // the token in hand stays
+		time.Sleep(time.Hour)
+		if _, err := e.read("token/later"); code(nil, err) != http.StatusServiceUnavailable {
+			t.Errorf("a read beyond the limit: %v", err)
+		}
+		e.metricsHold("at the limit", map[string]float64{
+			`autopay_token_requests_total{name="later",outcome="limited"}`: 2,
+			`autopay_token_reads_total{name="later",outcome="error"}`:      1,
+		})
 
 		// A deleted credential's series go, and one of the same name starts anew.
 		if _, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); err != nil {
@@ -205,8 +216,9 @@ func TestMetricsOfADamagedCredential(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	e.metricsHold("damaged", map[string]float64{
-		`autopay_credential_state{name="broken",state="failing"}`: 1,
-		`autopay_token_request_limit{name="broken"}`:              -1,
+		`autopay_credential_state{name="broken",state="failing"}`:  1,
+		`autopay_token_reads_total{name="broken",outcome="error"}`: 1,
+		`autopay_token_request_limit{name="broken"}`:               -1,
 	})
 }
 
@@ -229,4 +241,25 @@ func TestMetricsHistogram(t *testing.T) {
 			t.Errorf("%d within %v s, want %d", got, h.Bucket[i].GetUpperBound(), want)
 		}
 	}
+}
+
+// TestMetricsOfExchanges looks at what is counted: the time at Autopay, less
+// that of a slow storage, and a token that came too late as no success.
+func TestMetricsOfExchanges(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
+		e.storage.putTakes.Store(int64(5 * time.Second))
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
+		if resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": testSecret}); code(resp, err) != http.StatusServiceUnavailable {
+			t.Fatalf("%v %v", resp, err)
+		}
+		n := e.credential("default").counts.Load()
+		if took := time.Duration(n.took.Load()); took != 3*time.Second {
+			t.Errorf("an exchange of 3 s took %s", took)
+		}
+		if n.requests[requestSuccess].Load() != 0 || n.requests[requestError].Load() != 1 {
+			t.Error("a token that had expired when it arrived counts as a success")
+		}
+	})
 }

@@ -165,11 +165,12 @@ func (b *backend) pathTokenRead(
 	d *framework.FieldData,
 ) (*logical.Response, error) {
 	c, s, err := b.findForUse(ctx, req, d)
-	if err != nil {
-		return respondError(err)
+	if err == nil {
+		s, err = c.awaitLive(ctx, s)
 	}
-	s, err = c.awaitLive(ctx, s)
 	switch {
+	case err != nil && c == nil:
+		return respondError(err)
 	case errors.Is(err, logical.ErrReadOnly): // the active node counts it
 		return respondError(err)
 	case err != nil:
@@ -242,14 +243,17 @@ func (b *backend) pathRotateWrite(
 	)
 	err = c.exclusively(ctx, func(ctx context.Context) (err error) {
 		warning, err = c.rotate(ctx)
-		after = c.snap.Load() // while it can't be changed
+		after = c.snap.Load()
 		return err
 	})
 	if err != nil {
 		return respondError(err)
 	}
-	if after.config == nil {
+	switch {
+	case after.config == nil:
 		return respondError(notConfigured(req, d))
+	case after.fields == nil: // other settings came from another node meanwhile
+		return respondError(errClosed)
 	}
 	resp := &logical.Response{Data: after.answer(b.now())}
 	delete(resp.Data, "access_token")
@@ -259,16 +263,19 @@ func (b *backend) pathRotateWrite(
 	return resp, nil
 }
 
-// findConfigured finds the credential that a request names; the snapshot is
-// nil where it is not configured.
+// findConfigured finds the credential that a request names; both are nil where
+// it is not configured. Beside an error the credential is there if it is known.
 func (b *backend) findConfigured(ctx context.Context, d *framework.FieldData) (*credential, *snapshot, error) {
 	name, err := credentialName(d.Get(fieldName).(string))
 	if err != nil {
 		return nil, nil, &userError{err.Error()}
 	}
 	c, s, err := b.find(ctx, name)
-	if err != nil || s == nil {
-		return nil, nil, err
+	switch {
+	case err != nil:
+		return c, nil, err
+	case s == nil:
+		return nil, nil, nil
 	}
 	return c, s, s.damage
 }

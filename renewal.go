@@ -77,19 +77,23 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry, 
 		return s.entry, &fault{text: cleanText(err.Error(), config.ClientSecret), status: http.StatusInternalServerError, noToken: true}
 	}
 	c.b.log(c.name).Debug("asking for a token")
+	begun := c.b.now()
 	answer, f := c.b.client.exchange(ctx, config.tokenRequest())
 	if ctx.Err() != nil {
 		return entered, errClosed
 	}
 	now := c.b.now()
-	c.counts.Load().exchanged(f, now.Sub(sent))
+	entry := entered
 	if f == nil {
-		if entry := entered.obtained(config.Generation, answer, sent, now); now.Before(entry.liveUntil()) {
-			return entry, nil
+		if entry = entered.obtained(config.Generation, answer, sent, now); !now.Before(entry.liveUntil()) {
+			f = &fault{text: "Autopay's token had expired when it arrived", status: http.StatusServiceUnavailable}
 		}
-		f = &fault{text: "Autopay's token had expired when it arrived", status: http.StatusServiceUnavailable}
 	}
-	if f.noToken {
+	c.counts.Load().exchanged(f, now.Sub(begun))
+	switch {
+	case f == nil:
+		return entry, nil
+	case f.noToken:
 		entered = entered.struckOut()
 	}
 	return entered, f

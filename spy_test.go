@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -14,6 +15,7 @@ import (
 type spyStorage struct {
 	logical.InmemStorage
 	reads, writes atomic.Int64
+	putTakes      atomic.Int64 // nanoseconds
 	mu            sync.Mutex
 	fail          func(op, key string) error // guarded by mu; nil: nothing fails
 }
@@ -53,6 +55,7 @@ func (s *spyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry
 
 func (s *spyStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
 	s.writes.Add(1)
+	time.Sleep(time.Duration(s.putTakes.Load()))
 	if err := s.check("put", entry.Key); err != nil {
 		return err
 	}

@@ -149,6 +149,16 @@ func TestRule10TheGuardComesFirst(t *testing.T) {
 	}
 }
 
+// TestMetricsAreTheActiveNodes: a standby without readers has old ones.
+func TestMetricsAreTheActiveNodes(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+	if _, err := e.read("metrics"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+		t.Errorf("got %v, want read-only, so that Vault passes it on", err)
+	}
+}
+
 func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

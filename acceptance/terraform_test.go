@@ -97,9 +97,9 @@ func TestExampleTerraform(t *testing.T) {
 	}
 }
 
-// TestTerraformCalls makes the calls that the provider makes, for where there
+// TestExampleTerraformCalls makes the calls that the provider makes, for where there
 // is no terraform. Source: terraform-provider-vault, vault/resource_generic_endpoint.go.
-func TestTerraformCalls(t *testing.T) {
+func TestExampleTerraformCalls(t *testing.T) {
 	t.Parallel()
 	m, p, cred := setup(t)
 	data := cred.config("rotation_period", json.Number("0"), "token_request_limit", json.Number("100"))
@@ -170,7 +170,7 @@ func newTerraform(t *testing.T, s *server, variables map[string]any) *terraform 
 	t.Helper()
 	bin, err := exec.LookPath("terraform")
 	if err != nil { // in CI too, for there may be no way to install it; make says so
-		t.Skip("terraform is not on the PATH: NOT RUN. TestTerraformCalls makes the same calls")
+		t.Skip("terraform is not on the PATH: NOT RUN. TestExampleTerraformCalls makes the same calls")
 	}
 	tf := &terraform{bin: bin, dir: t.TempDir(), variables: variables}
 
