@@ -51,7 +51,7 @@ dev: build sim ## the same, left running for you to try
 .PHONY: test
 test: ## all tests: unit, model check, then acceptance in real Vault servers
 	@echo "test: unit tests, the model check, then acceptance tests in real Vault servers."
-	@echo "      The first run builds Vault: about 4 minutes on 2 cores, cached afterwards."
+	@echo "      The first run builds Vault (about 4 minutes on 2 cores) and what checks the examples (6 more), cached afterwards."
 	@$(MAKE) unit
 	@$(MAKE) model
 	@$(MAKE) acceptance
@@ -76,8 +76,9 @@ model: ## random lives of a mount, held against the ten rules: make model MODEL_
 
 # More tests at a time than processors, for the long ones mostly wait.
 ACCEPTANCE := go test -tags acceptance -count=1 -parallel 4 -timeout 30m -v
-# What failed, with all it said; of what passed, what was measured.
-QUIETER := grep -vE '^ *(=== |--- PASS)'
+# Of what passed, what was measured; where something failed, all that was said.
+SHOW = >"$(CURDIR)/bin/acceptance.log" 2>&1 && grep -E 'FIGURE|^ok' "$(CURDIR)/bin/acceptance.log" || \
+  { grep -vE '^ *(=== |--- PASS)' "$(CURDIR)/bin/acceptance.log"; exit 1; }
 
 # go test shows nothing of what a test skips.
 define SAY_MISSING
@@ -91,14 +92,14 @@ endef
 acceptance: build ## the built plugin in real Vault servers
 	@echo "acceptance: the built plugin in real Vault servers on loopback"
 	@$(SAY_MISSING)
-	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) ./acceptance/ | $(QUIETER)
+	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) ./acceptance/ $(SHOW)
 	@$(MAKE) formats
 
 .PHONY: examples
 examples: build ## the examples alone, each in real Vault servers
 	@echo "examples: each with its consumer, in real Vault servers on loopback"
 	@$(SAY_MISSING)
-	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/ | $(QUIETER)
+	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/ $(SHOW)
 	@$(MAKE) formats
 
 # In modules of their own, for their dependencies meet nobody else's.
