@@ -145,3 +145,20 @@ func BenchmarkTick(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkScrape is a read of the metrics.
+func BenchmarkScrape(b *testing.B) {
+	for _, credentials := range []int{100, 10_000} {
+		b.Run(fmt.Sprintf("credentials=%d", credentials), func(b *testing.B) {
+			e := newBenchEngine(b, credentials, options{})
+			req := &logical.Request{Operation: logical.ReadOperation, Path: "metrics", MountPoint: "autopay/"}
+			for b.Loop() {
+				resp, err := e.HandleRequest(b.Context(), req)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(float64(len(resp.Data[logical.HTTPRawBody].([]byte))), "bytes")
+			}
+		})
+	}
+}
