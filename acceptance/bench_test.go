@@ -3,8 +3,6 @@
 package acceptance
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"os"
@@ -179,14 +177,9 @@ func enableFloor(t *testing.T, s *server, token string) int {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", build, err, out)
 	}
-	content, err := os.ReadFile(binary)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(content)
 	sys := s.root().Sys()
-	err = sys.RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
-		Name: "floor", Type: api.PluginTypeSecrets, Command: "floor", SHA256: hex.EncodeToString(sum[:]),
+	err := sys.RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
+		Name: "floor", Type: api.PluginTypeSecrets, Command: "floor", SHA256: shaOf(mustRead(t, binary)),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -65,11 +65,7 @@ func (s *server) login(t *testing.T, dir string) string {
 // old text, which must be there, gives way to a new one.
 func (s *server) startAgent(t *testing.T, example string, oldNew ...string) {
 	t.Helper()
-	text, err := os.ReadFile("../examples/agent/" + example)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config := string(text)
+	config := string(mustRead(t, "../examples/agent/"+example))
 	for pair := range slices.Chunk(oldNew, 2) {
 		if !strings.Contains(config, pair[0]) {
 			t.Fatalf("%s does not say %q", example, pair[0])

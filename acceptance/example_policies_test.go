@@ -4,7 +4,6 @@ package acceptance
 
 import (
 	"net/http"
-	"os"
 	"path/filepath"
 	"testing"
 )
@@ -12,11 +11,7 @@ import (
 // examplePolicy returns a token that holds a policy of the examples alone.
 func (m mount) examplePolicy(t *testing.T, file string) string {
 	t.Helper()
-	rules, err := os.ReadFile("../examples/policies/" + file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m.tokenFor(t, string(rules))
+	return m.tokenFor(t, example(t, "policies/"+file))
 }
 
 // TestExamplePolicies tries each policy on all that it should allow and on

@@ -13,7 +13,6 @@ package acceptance
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -97,8 +96,7 @@ func prepare(dir string) error {
 	if err != nil {
 		return err
 	}
-	sum := sha256.Sum256(binary)
-	suite.pluginSHA = hex.EncodeToString(sum[:])
+	suite.pluginSHA = shaOf(binary)
 	if err := os.WriteFile(filepath.Join(suite.pluginDir, pluginName), binary, 0o755); err != nil {
 		return err
 	}

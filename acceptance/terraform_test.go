@@ -15,8 +15,6 @@ import (
 	"testing"
 )
 
-const terraformExample = "../examples/terraform"
-
 // TestExampleTerraform applies the example with the real terraform and the
 // real provider, built from the module in terraform/.
 func TestExampleTerraform(t *testing.T) {
@@ -175,13 +173,7 @@ func newTerraform(t *testing.T, s *server, variables map[string]any) *terraform 
 	tf := &terraform{bin: bin, dir: t.TempDir(), variables: variables}
 
 	for _, file := range []string{"main.tf", "variables.tf"} {
-		text, err := os.ReadFile(filepath.Join(terraformExample, file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(tf.dir, file), text, 0o600); err != nil {
-			t.Fatal(err)
-		}
+		writeFile(t, tf.dir, file, example(t, "terraform/"+file))
 	}
 
 	// The first build takes a minute or two; later ones come from Go's cache.
