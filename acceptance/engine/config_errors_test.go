@@ -1,0 +1,181 @@
+//go:build acceptance
+
+package engine
+
+import (
+	"net/http"
+	"reflect"
+	"strings"
+	"testing"
+
+	"vault-plugin-secrets-autopay/acceptance/harness"
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// badFields are config writes that are refused with the name of the field.
+var badFields = map[string]struct {
+	fields map[string]any
+	names  string
+}{
+	"client_id empty":                 {harness.Fields("client_id", ""), "client_id"},
+	"client_secret empty":             {harness.Fields("client_secret", ""), "client_secret"},
+	"token_url plain http":            {harness.Fields("token_url", "http://api-auth.autopay.io/oauth/token"), "token_url"},
+	"token_url of another scheme":     {harness.Fields("token_url", "ftp://127.0.0.1/token"), "token_url"},
+	"token_url relative":              {harness.Fields("token_url", "/oauth/token"), "token_url"},
+	"token_url without a host":        {harness.Fields("token_url", "https:///oauth/token"), "token_url"},
+	"token_url with userinfo":         {harness.Fields("token_url", "https://user:pass@api-auth.autopay.io/oauth/token"), "token_url"},
+	"token_url with a fragment":       {harness.Fields("token_url", "https://api-auth.autopay.io/oauth/token#top"), "token_url"},
+	"token_url not a URL":             {harness.Fields("token_url", "https://api auth/%zz"), "token_url"},
+	"token_url a name like loopback":  {harness.Fields("token_url", "http://127.0.0.1.example.com/oauth/token"), "token_url"},
+	"rotation_period under 5 s":       {harness.Fields("rotation_period", 4), "rotation_period"},
+	"rotation_period negative":        {harness.Fields("rotation_period", -60), "rotation_period"},
+	"rotation_period words":           {harness.Fields("rotation_period", "soon"), "rotation_period"},
+	"rotation_period an array":        {harness.Fields("rotation_period", []int{5}), "rotation_period"},
+	"request_timeout 0":               {harness.Fields("request_timeout", 0), "request_timeout"},
+	"request_timeout over a minute":   {harness.Fields("request_timeout", "61s"), "request_timeout"},
+	"request_timeout words":           {harness.Fields("request_timeout", "long"), "request_timeout"},
+	"ca_cert not PEM":                 {harness.Fields("ca_cert", "MIIB"), "ca_cert"},
+	"ca_cert PEM of nothing":          {harness.Fields("ca_cert", "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"), "ca_cert"},
+	"token_request_limit negative":    {harness.Fields("token_request_limit", -1), "token_request_limit"},
+	"token_request_limit words":       {harness.Fields("token_request_limit", "many"), "token_request_limit"},
+	"token_request_limit a fraction":  {harness.Fields("token_request_limit", 1.5), "token_request_limit"},
+	"verify words":                    {harness.Fields("verify", "perhaps"), "verify"},
+	"token_url without client_secret": {harness.Fields("token_url", "https://127.0.0.1:1/token"), "client_secret"},
+	"token_url back to default":       {harness.Fields("token_url", ""), "client_secret"},
+	"a good field beside a bad one":   {harness.Fields("rotation_period", 7200, "request_timeout", 0), "request_timeout"},
+	"a bad field with verify=false":   {harness.Fields("token_url", "http://example.com/", "client_secret", harness.CanarySecret, "verify", false), "token_url"},
+}
+
+// TestBadFields changes a working credential to each of badFields, and creates
+// one with it: a 400 that names the field, and nothing changes or comes to be.
+func TestBadFields(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	old := m.Snapshot(t, p, cred)
+
+	for name, test := range badFields {
+		t.Run(name, func(t *testing.T) {
+			a := m.Write(t, "config", test.fields)
+			if a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), test.names) {
+				t.Errorf("update: %v, want 400 that names %s", a, test.names)
+			}
+			m.WantUnchanged(t, p, cred, old, 0)
+
+			if test.names == "client_secret" && !reflect.DeepEqual(test.fields, harness.Fields("client_secret", "")) {
+				return // a creation brings client_secret anyway
+			}
+			fields := cred.Config()
+			for key, value := range test.fields {
+				fields[key] = value
+			}
+			a = m.Write(t, "config/new", fields)
+			if a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), test.names) {
+				t.Errorf("create: %v, want 400 that names %s", a, test.names)
+			}
+			if a := m.Read(t, "config/new"); a.Status != http.StatusNotFound {
+				t.Errorf("a refused creation left %v", a)
+			}
+		})
+	}
+	for _, missing := range []string{"client_id", "client_secret"} {
+		fields := cred.Config()
+		delete(fields, missing)
+		if a := m.Write(t, "config/new", fields); a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), missing) {
+			t.Errorf("create without %s: %v", missing, a)
+		}
+	}
+	p.WantRequests(t, cred, 1)
+}
+
+// TestRefusedWrites are those that Autopay does not prove.
+func TestRefusedWrites(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	old := m.Snapshot(t, p, cred)
+
+	// Autopay refuses: the operator's fault, in Autopay's words.
+	a := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret()))
+	if a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), "access_denied") || !strings.Contains(a.Errors(), "Unauthorized") {
+		t.Errorf("a wrong secret: %v, want 400 with Autopay's words", a)
+	}
+	m.WantUnchanged(t, p, cred, old, 1)
+	old.Requests++
+
+	p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultEchoSecret})
+	if a := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret())); a.Status != http.StatusBadRequest {
+		t.Errorf("a refusal that echoes the secret: %v, want 400", a)
+	}
+	m.WantUnchanged(t, p, cred, old, 1)
+	old.Requests++
+
+	// Autopay can't tell: 503, and the way out.
+	for name, fault := range map[string]autopaysim.Fault{
+		"503":       harness.Down,
+		"malformed": {Kind: autopaysim.FaultMalformed},
+		"cut":       {Kind: autopaysim.FaultClose},
+	} {
+		p.SetFault(fault)
+		a := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret()))
+		if a.Status != http.StatusServiceUnavailable || !strings.Contains(a.Errors(), "verify=false") {
+			t.Errorf("%s: %v, want 503 that mentions verify=false", name, a)
+		}
+		m.WantUnchanged(t, p, cred, old, 1)
+		old.Requests++
+	}
+
+	// The same for a creation, which leaves nothing.
+	if a := m.Write(t, "config/new", cred.Config()); a.Status != http.StatusServiceUnavailable {
+		t.Errorf("creation with Autopay down: %v, want 503", a)
+	}
+	p.SetFault(autopaysim.Fault{})
+	if a := m.Write(t, "config/new", cred.Config("client_secret", harness.NewSecret())); a.Status != http.StatusBadRequest {
+		t.Errorf("creation with a wrong secret: %v, want 400", a)
+	}
+	if a := m.Read(t, "config/new"); a.Status != http.StatusNotFound {
+		t.Errorf("a refused creation left %v", a)
+	}
+	if a := m.Read(t, "token/new"); a.Status != http.StatusBadRequest {
+		t.Errorf("token of a refused creation: %v, want 400", a)
+	}
+}
+
+// TestUnknownField is a typo: what is right is done, and a warning names it.
+func TestUnknownField(t *testing.T) {
+	t.Parallel()
+	m, _, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	a := m.Write(t, "config", harness.Fields("rotation_perod", 3600))
+	if a.Status != http.StatusOK || !strings.Contains(a.Warnings(), "rotation_perod") {
+		t.Errorf("%v, want a warning that names rotation_perod", a)
+	}
+}
+
+// TestTokenURLNeedsSecret gives a host of an attacker's to a working
+// credential: it hears nothing.
+func TestTokenURLNeedsSecret(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	old := m.Snapshot(t, p, cred)
+	attacker := harness.StartAutopay(t)
+
+	for _, extra := range []map[string]any{{}, {"verify": false}, {"client_secret": ""}} {
+		extra["token_url"] = attacker.TokenURL()
+		if a := m.Write(t, "config", extra); a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), "client_secret") {
+			t.Errorf("%v: %v, want 400", extra, a)
+		}
+	}
+	m.WantUnchanged(t, p, cred, old, 0)
+	if n := attacker.Requests(""); n != 0 {
+		t.Errorf("the other host was asked %d times", n)
+	}
+	if a := m.Write(t, "config", harness.Fields("ca_cert", harness.OtherCert(t))); a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), "client_secret") {
+		t.Errorf("ca_cert: %v, want 400", a)
+	}
+	m.WantUnchanged(t, p, cred, old, 0)
+	// The same URL again is no change.
+	m.MustWrite(t, "config", harness.Fields("token_url", cred.TokenURL))
+	m.WantUnchanged(t, p, cred, old, 0)
+}

@@ -1,0 +1,241 @@
+//go:build acceptance
+
+package engine
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"vault-plugin-secrets-autopay/acceptance/harness"
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+var rfc3339 = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
+
+// body is a 200 with a text of our own, status an answer with that code.
+func body(text string) autopaysim.Fault {
+	return autopaysim.Fault{Kind: autopaysim.FaultBody, Body: text}
+}
+
+func status(code int) autopaysim.Fault {
+	return autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: code}
+}
+
+func expiresIn(text string) autopaysim.Fault {
+	return autopaysim.Fault{Kind: autopaysim.FaultOverride, ExpiresIn: json.RawMessage(text)}
+}
+
+// TestReaderErrors drives a reader without a live token into every row of the
+// error table that Autopay can cause. Each time the error comes with the time
+// of the next attempt, and readers who ask again get it at once: no request
+// leaves.
+func TestReaderErrors(t *testing.T) {
+	t.Parallel()
+	const refused, failed = http.StatusBadGateway, http.StatusServiceUnavailable
+	token := "sim." + harness.Random(22)
+	tests := map[string]struct {
+		fault autopaysim.Fault
+		want  int
+		says  string
+	}{
+		"400": {status(400), refused, ""},
+		"401": {status(401), refused, ""},
+		"403": {status(403), refused, ""},
+		"404": {status(404), refused, ""},
+		"422": {status(422), refused, ""},
+		"401 in Autopay's words": {
+			autopaysim.Fault{
+				Kind: autopaysim.FaultStatus, Status: 401,
+				Body: `{"error":"access_denied","error_description":"Unauthorized"}`,
+			}, refused, "access_denied: Unauthorized",
+		},
+		"401 that echoes the secret": {autopaysim.Fault{Kind: autopaysim.FaultEchoSecret}, refused, "access_denied"},
+		"401 with a raw page":        {autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401, Body: "<html>" + token}, refused, "401"},
+
+		"408":                     {status(408), failed, "408"},
+		"429":                     {status(429), failed, "429"},
+		"500":                     {status(500), failed, "500"},
+		"502":                     {status(502), failed, "502"},
+		"503":                     {status(503), failed, "503"},
+		"500 with a raw page":     {autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500, Body: "<html>" + token}, failed, "500"},
+		"301":                     {autopaysim.Fault{Kind: autopaysim.FaultRedirect, Status: 301}, failed, "301"},
+		"307":                     {autopaysim.Fault{Kind: autopaysim.FaultRedirect}, failed, "307"},
+		"connection cut":          {autopaysim.Fault{Kind: autopaysim.FaultClose}, failed, ""},
+		"answer cut":              {autopaysim.Fault{Kind: autopaysim.FaultCut}, failed, ""},
+		"hanging":                 {autopaysim.Fault{Kind: autopaysim.FaultHang}, failed, ""},
+		"dripping":                {autopaysim.Fault{Kind: autopaysim.FaultDrip}, failed, ""},
+		"nothing":                 {autopaysim.Fault{Kind: autopaysim.FaultEmpty}, failed, ""},
+		"JSON that breaks off":    {autopaysim.Fault{Kind: autopaysim.FaultMalformed}, failed, ""},
+		"a page":                  {body("<html>" + token), failed, ""},
+		"an array":                {body(`["` + token + `"]`), failed, ""},
+		"null":                    {body("null"), failed, ""},
+		"204":                     {status(204), failed, ""},
+		"wrong media type":        {autopaysim.Fault{Kind: autopaysim.FaultBadMediaType}, failed, ""},
+		"huge":                    {autopaysim.Fault{Kind: autopaysim.FaultHuge}, failed, ""},
+		"no access_token":         {autopaysim.Fault{Kind: autopaysim.FaultNoToken}, failed, "access_token"},
+		"token with a space":      {body(`{"access_token":"` + token + ` x","token_type":"Bearer","expires_in":60}`), failed, "access_token"},
+		"token with a line break": {body(`{"access_token":"` + token + `\r\nX: y","token_type":"Bearer","expires_in":60}`), failed, "access_token"},
+		"token beyond ASCII":      {body(`{"access_token":"` + token + `é","token_type":"Bearer","expires_in":60}`), failed, "access_token"},
+		"token of another type":   {body(`{"access_token":["` + token + `"],"token_type":"Bearer","expires_in":60}`), failed, "access_token"},
+		"token over 64 KiB": {
+			body(`{"access_token":"` + token + strings.Repeat("x", 64<<10) + `","token_type":"Bearer","expires_in":60}`), failed, "access_token",
+		},
+		"token_type mac":        {autopaysim.Fault{Kind: autopaysim.FaultWrongType}, failed, "token_type"},
+		"no token_type":         {body(`{"access_token":"` + token + `","expires_in":60}`), failed, "token_type"},
+		"no expires_in":         {body(`{"access_token":"` + token + `","token_type":"Bearer"}`), failed, "expires_in"},
+		"expires_in 0":          {expiresIn("0"), failed, "expires_in"},
+		"expires_in negative":   {expiresIn("-1"), failed, "expires_in"},
+		"expires_in a fraction": {expiresIn("3600.5"), failed, "expires_in"},
+		"expires_in a string":   {expiresIn(`"3600"`), failed, "expires_in"},
+		"expires_in 11 years":   {expiresIn("346896000"), failed, "expires_in"},
+		"expires_in 1e300":      {expiresIn("1e300"), failed, "expires_in"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, p, cred := harness.Setup(t)
+			p.SetFault(test.fault)
+			m.MustWrite(t, "config", cred.Unverified("request_timeout", 1))
+			a := wantError(t, m, "token", test.want)
+			if !strings.Contains(a.Errors(), test.says) {
+				t.Errorf("%q does not say %q", a.Errors(), test.says)
+			}
+			wantCachedError(t, m, a)
+			atMostOneASecond(t, p, cred)
+			if state := m.Read(t, "status").Data["state"]; state != "failing" {
+				t.Errorf("state %v, want failing", state)
+			}
+		})
+	}
+}
+
+// wantError reads a path and checks the code of the answer, and that it says
+// when Autopay is asked next.
+func wantError(t *testing.T, m harness.Mount, path string, code int) harness.Answer {
+	t.Helper()
+	a := m.Read(t, path)
+	if a.Status != code {
+		t.Fatalf("%s: %v, want %d", path, a, code)
+	}
+	if !strings.Contains(a.Errors(), "next") || !rfc3339.MatchString(a.Errors()) {
+		t.Errorf("%q does not say when the next attempt is", a.Errors())
+	}
+	return a
+}
+
+// wantCachedError reads the token again, 20 times, with the same outcome.
+func wantCachedError(t *testing.T, m harness.Mount, first harness.Answer) {
+	t.Helper()
+	for range 20 {
+		if a := m.Read(t, "token"); a.Status != first.Status {
+			t.Fatalf("read again: %v, the first was %v", a, first)
+		}
+	}
+}
+
+// atMostOneASecond checks that requests to Autopay were at least a second
+// apart, less what the network may have brought them together.
+func atMostOneASecond(t *testing.T, p *harness.Autopay, cred harness.Credential) {
+	t.Helper()
+	var last time.Time
+	for _, entry := range p.Log() {
+		if entry.ClientID != cred.ID || entry.Path != autopaysim.TokenPath {
+			continue
+		}
+		if gap := entry.Time.Sub(last); gap < 900*time.Millisecond {
+			t.Errorf("two requests within %v", gap)
+		}
+		last = entry.Time
+	}
+}
+
+// TestReaderErrorsOfConnections are those without an answer.
+func TestReaderErrorsOfConnections(t *testing.T) {
+	t.Parallel()
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	plain := harness.StartAutopay(t)
+
+	for name, url := range map[string]string{
+		"connection refused": gone.URL + "/oauth/token",
+		"no such host":       "https://autopay.invalid/oauth/token",
+		"not TLS":            strings.Replace(plain.TokenURL(), "http:", "https:", 1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m, _, cred := harness.Setup(t)
+			cred.TokenURL = url
+			m.MustWrite(t, "config", cred.Unverified("request_timeout", 2))
+			wantCachedError(t, m, wantError(t, m, "token", http.StatusServiceUnavailable))
+		})
+	}
+}
+
+// TestNotConfigured is told apart from a provider's fault, and says what to do.
+func TestNotConfigured(t *testing.T) {
+	t.Parallel()
+	m := harness.Enable(t, harness.SharedVault(t))
+	for path, config := range map[string]string{"token": "config", "token/oslo": "config/oslo"} {
+		a := m.Read(t, path)
+		if a.Status != http.StatusBadRequest {
+			t.Errorf("%s: %v, want 400", path, a)
+		}
+		for _, want := range []string{config, "client_id", "client_secret"} {
+			if !strings.Contains(a.Errors(), want) {
+				t.Errorf("%s: %q does not name %q", path, a.Errors(), want)
+			}
+		}
+	}
+	for _, path := range []string{"config", "config/oslo", "status", "status/oslo"} {
+		if a := m.Read(t, path); a.Status != http.StatusNotFound {
+			t.Errorf("%s: %v, want 404", path, a)
+		}
+	}
+	for _, path := range []string{"config", "config/oslo"} {
+		if a := m.Do(t, http.MethodDelete, path, nil); a.Status != http.StatusNoContent {
+			t.Errorf("delete of %s, which is not there: %v, want 204", path, a)
+		}
+	}
+}
+
+// TestRequestLimit uses up a limit of one request: nobody gets another, reader
+// or operator, until the operator raises it.
+func TestRequestLimit(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config("token_request_limit", 1))
+	token := m.Token(t, "").AccessToken
+
+	// A write that needs a proof is refused and changes nothing.
+	p.SetClient(cred.ID, cred.Secret+"2")
+	a := m.Write(t, "config", harness.Fields("client_secret", cred.Secret+"2"))
+	if a.Status != http.StatusServiceUnavailable || !strings.Contains(a.Errors(), "limit") {
+		t.Errorf("config write at the limit: %v, want 503", a)
+	}
+	if m.Token(t, "").AccessToken != token {
+		t.Error("a refused write changed the token")
+	}
+
+	// A reader without a live token waits until tomorrow.
+	m.MustWrite(t, "config", harness.Fields("client_secret", cred.Secret+"2", "verify", false))
+	a = wantError(t, m, "token", http.StatusServiceUnavailable)
+	if !strings.Contains(a.Errors(), "limit of 1 ") {
+		t.Errorf("%q does not name the limit", a.Errors())
+	}
+	allowed := harness.Timestamp(t, rfc3339.FindString(a.Errors()))
+	if wait := time.Until(allowed); wait < 23*time.Hour || wait > 24*time.Hour+5*time.Second {
+		t.Errorf("the next request is allowed in %v, want 24h", wait)
+	}
+	p.WantRequests(t, cred, 1)
+
+	m.MustWrite(t, "config", harness.Fields("token_request_limit", 2, "verify", false))
+	if m.Token(t, "").AccessToken == token {
+		t.Error("the token of the old secret is served")
+	}
+	p.WantRequests(t, cred, 2)
+}

@@ -1,0 +1,51 @@
+//go:build acceptance
+
+package harness
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+)
+
+// DieWithTests has the kernel kill a process, not yet started, when the test
+// binary dies, for example of a timeout. Only Linux can do this.
+func DieWithTests(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+}
+
+// Children returns the running processes that parent started: the path of each
+// executable, by process ID.
+func Children(parent int) (map[int]string, error) {
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return nil, err
+	}
+
+	found := map[int]string{}
+	for _, path := range stats {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // the process has ended meanwhile
+		}
+		// proc(5): "pid (comm) state ppid …"; comm may hold anything.
+		fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+		if string(fields[0]) == "Z" || string(fields[1]) != strconv.Itoa(parent) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+		if err != nil {
+			return nil, err
+		}
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err != nil {
+			continue
+		}
+		found[pid] = exe
+	}
+	return found, nil
+}
