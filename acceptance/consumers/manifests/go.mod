@@ -1,4 +1,4 @@
-module vault-plugin-secrets-autopay/acceptance/manifests
+module vault-plugin-secrets-autopay/acceptance/consumers/manifests
 
 go 1.25.7
 

@@ -20,7 +20,7 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-const examples = "../../examples/kubernetes"
+const examples = "../../../examples/kubernetes"
 
 // check returns what is wrong with one object: fields that its type does not
 // have, values that it does not allow.

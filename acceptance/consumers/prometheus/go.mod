@@ -1,4 +1,4 @@
-module vault-plugin-secrets-autopay/acceptance/prometheus
+module vault-plugin-secrets-autopay/acceptance/consumers/prometheus
 
 go 1.25.7
 

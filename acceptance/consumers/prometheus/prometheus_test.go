@@ -20,7 +20,7 @@ import (
 	"go.yaml.in/yaml/v2"
 )
 
-const examples = "../../examples/prometheus"
+const examples = "../../../examples/prometheus"
 
 // series are all that the engine exposes at autopay/metrics, with their labels.
 var series = map[string][]string{
@@ -66,7 +66,7 @@ func TestMain(m *testing.M) {
 // of the engine holds against a scrape.
 func TestSeriesAreTheEngines(t *testing.T) {
 	t.Parallel()
-	page, err := os.ReadFile("../../docs/api.md")
+	page, err := os.ReadFile("../../../docs/api.md")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-module vault-plugin-secrets-autopay/acceptance/terraform
+module vault-plugin-secrets-autopay/acceptance/consumers/terraform
 
 go 1.25.7
 
