@@ -305,14 +305,6 @@ func benchRefresh(t *testing.T, m harness.Mount, sim *harness.Autopay, refreshes
 	began := time.Now().Add(time.Second)
 	end := began.Add(period * time.Duration(refreshes+1))
 	samples := readUntil(t, on, readers, end, func() {})
-	between := func(from, to time.Time) (times []time.Duration) {
-		for _, s := range samples {
-			if s.within(from, to) {
-				times = append(times, s.took)
-			}
-		}
-		return times
-	}
 	d := duringRefresh{readers: readers, delay: delay, slowest: over(samples, func(s sample) time.Duration { return s.took }).most}
 	type pair struct{ steady, slow time.Duration }
 	var pairs []pair
@@ -322,9 +314,9 @@ func benchRefresh(t *testing.T, m harness.Mount, sim *harness.Autopay, refreshes
 		if entry.ClientID != cred.ID || entry.Time.Before(began) || answered.After(end) {
 			continue
 		}
-		steady := append(between(rest, entry.Time), between(answered, answered.Add(period-delay-time.Second))...)
+		steady := append(between(samples, rest, entry.Time), between(samples, answered, answered.Add(period-delay-time.Second))...)
 		rest = answered
-		pairs = append(pairs, pair{quantile(steady, .99), quantile(between(entry.Time, answered), .99)})
+		pairs = append(pairs, pair{quantile(steady, .99), quantile(between(samples, entry.Time, answered), .99)})
 	}
 	if len(pairs) < refreshes-1 {
 		t.Fatalf("%d refreshes, want about %d", len(pairs), refreshes)

@@ -61,12 +61,7 @@ func load(t *testing.T, on target, readers int, warm, measure time.Duration) rou
 		time.Sleep(time.Until(ended))
 		after = on.processorTimes(t)
 	})
-	var times []time.Duration
-	for _, s := range samples {
-		if s.within(began, ended) {
-			times = append(times, s.took)
-		}
-	}
+	times := between(samples, began, ended)
 	if len(times) < 100 {
 		t.Fatalf("%s, %d readers: %d reads in %v", on.name, readers, len(times), measure)
 	}
@@ -199,24 +194,7 @@ func (on target) processorTimes(t *testing.T) [3]time.Duration {
 // pages of its executable, which the kernel shares and drops as it likes.
 func memory(t *testing.T, pid int) float64 {
 	t.Helper()
-	return procStatus(t, pid, "RssAnon") * 1024 / 1e6 // from KiB
-}
-
-// procStatus is a number in /proc/PID/status.
-func procStatus(t *testing.T, pid int, field string) float64 {
-	t.Helper()
-	status := harness.ReadFile(t, fmt.Sprintf("/proc/%d/status", pid))
-	for line := range strings.Lines(string(status)) {
-		if value, ok := strings.CutPrefix(line, field+":"); ok {
-			n, err := strconv.ParseFloat(strings.Fields(value)[0], 64)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return n
-		}
-	}
-	t.Fatalf("no %s in the status of process %d", field, pid)
-	return 0
+	return float64(harness.ProcStatus(t, pid, "RssAnon")) * 1024 / 1e6 // from KiB
 }
 
 func openFiles(t *testing.T, pid int) int {

@@ -24,9 +24,15 @@ type sample struct {
 	took time.Duration
 }
 
-// within reports that the read began and ended between two moments.
-func (s sample) within(from, to time.Time) bool {
-	return s.sent.After(from) && s.sent.Add(s.took).Before(to)
+// between returns how long the reads took that began and ended between two
+// moments.
+func between(samples []sample, from, to time.Time) (times []time.Duration) {
+	for _, s := range samples {
+		if s.sent.After(from) && s.sent.Add(s.took).Before(to) {
+			times = append(times, s.took)
+		}
+	}
+	return times
 }
 
 // quantile sorts the times and returns the one below which the part q of them
@@ -87,22 +93,14 @@ func TestSlowRefresh(t *testing.T) {
 	if slowest.took > delay/2 {
 		t.Errorf("a read took %v where a refresh takes %v: it waited for it", slowest.took, delay)
 	}
-	between := func(from, to time.Time) (times []time.Duration) {
-		for _, s := range all {
-			if s.within(from, to) {
-				times = append(times, s.took)
-			}
-		}
-		return times
-	}
 	var ratios []float64
 	var steady50, steady99, slow50, slow99 []time.Duration
 	rest := began // the time of rest before each refresh
 	for round, refresh := range p.Log()[1 : rounds+1] {
 		answered := refresh.Time.Add(refresh.Duration)
 		due := refresh.Time.Truncate(time.Second).Add(period)
-		slow := between(refresh.Time, answered)
-		steady := append(between(rest, refresh.Time), between(answered, due)...)
+		slow := between(all, refresh.Time, answered)
+		steady := append(between(all, rest, refresh.Time), between(all, answered, due)...)
 		rest = answered
 		if len(slow) < 1000 || len(steady) < 1000 {
 			t.Fatalf("round %d: %d reads during the refresh, %d around it", round+1, len(slow), len(steady))
@@ -141,10 +139,8 @@ func plainClient(t *testing.T, s *harness.Server, n int) *api.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: n}
 	t.Cleanup(transport.CloseIdleConnections)
-	config := api.DefaultConfig()
-	config.Address = s.Addr
+	config := s.Root().CloneConfig()
 	config.HttpClient = &http.Client{Transport: transport}
-	config.MaxRetries = 0
 	client, err := api.NewClient(config)
 	if err != nil {
 		t.Fatal(err)

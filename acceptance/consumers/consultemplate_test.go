@@ -79,7 +79,7 @@ func TestConsulTemplateWait(t *testing.T) {
 	m := harness.Enable(t, harness.SharedVault(t))
 	app := m.TokenFor(t, fmt.Sprintf(`path "%s/token/*" { capabilities = ["read"] }`, m.At))
 
-	refused := autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: http.StatusUnauthorized}
+	refused := harness.Answers(http.StatusUnauthorized)
 	for title, stage := range map[string]struct {
 		period      int
 		lifetime    time.Duration

@@ -143,12 +143,8 @@ func TestExampleTerraformCalls(t *testing.T) {
 	apply()
 	p.WantRequests(t, cred, 2)
 
-	if a := m.Do(t, http.MethodDelete, "config", nil); a.Status != http.StatusNoContent {
-		t.Errorf("delete: %v", a)
-	}
-	if a := m.Read(t, "config"); a.Status != http.StatusNotFound {
-		t.Errorf("read of what is gone: %v, want 404: it drops out of the state", a)
-	}
+	m.Do(t, http.MethodDelete, "config", nil).Want(t, "delete", http.StatusNoContent)
+	m.Read(t, "config").Want(t, "read of what is gone", http.StatusNotFound)
 	p.WantRequests(t, cred, 2)
 }
 

@@ -94,7 +94,7 @@ func TestOnlyTTLMoves(t *testing.T) {
 		{"due, Autopay takes its time", func() {}, func() bool { return p.Requests(cred.ID) > 1 && ttlIs(5, 5)() }, false},
 		{"overdue in an outage", func() { p.SetFault(harness.Down) }, fails("503"), true},
 		{"overdue, the credential refused", func() {
-			p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: http.StatusUnauthorized})
+			p.SetFault(harness.Answers(http.StatusUnauthorized))
 		}, fails("refused"), true},
 		{"after a rotate that brought nothing", func() { m.Write(t, "rotate", nil) }, nil, true},
 		{"after a reload in the outage", func() { m.Reload(t) }, nil, true},

@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"fmt"
 	"net/http"
 	"reflect"
 	"strings"
@@ -56,10 +57,7 @@ func TestBadFields(t *testing.T) {
 
 	for name, test := range badFields {
 		t.Run(name, func(t *testing.T) {
-			a := m.Write(t, "config", test.fields)
-			if a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), test.names) {
-				t.Errorf("update: %v, want 400 that names %s", a, test.names)
-			}
+			m.Write(t, "config", test.fields).Want(t, "update", http.StatusBadRequest, test.names)
 			m.WantUnchanged(t, p, cred, old, 0)
 
 			if test.names == "client_secret" && !reflect.DeepEqual(test.fields, harness.Fields("client_secret", "")) {
@@ -69,21 +67,14 @@ func TestBadFields(t *testing.T) {
 			for key, value := range test.fields {
 				fields[key] = value
 			}
-			a = m.Write(t, "config/new", fields)
-			if a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), test.names) {
-				t.Errorf("create: %v, want 400 that names %s", a, test.names)
-			}
-			if a := m.Read(t, "config/new"); a.Status != http.StatusNotFound {
-				t.Errorf("a refused creation left %v", a)
-			}
+			m.Write(t, "config/new", fields).Want(t, "create", http.StatusBadRequest, test.names)
+			m.Read(t, "config/new").Want(t, "config of a refused creation", http.StatusNotFound)
 		})
 	}
 	for _, missing := range []string{"client_id", "client_secret"} {
 		fields := cred.Config()
 		delete(fields, missing)
-		if a := m.Write(t, "config/new", fields); a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), missing) {
-			t.Errorf("create without %s: %v", missing, a)
-		}
+		m.Write(t, "config/new", fields).Want(t, "create without "+missing, http.StatusBadRequest, missing)
 	}
 	p.WantRequests(t, cred, 1)
 }
@@ -96,17 +87,12 @@ func TestRefusedWrites(t *testing.T) {
 	old := m.Snapshot(t, p, cred)
 
 	// Autopay refuses: the operator's fault, in Autopay's words.
-	a := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret()))
-	if a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), "access_denied") || !strings.Contains(a.Errors(), "Unauthorized") {
-		t.Errorf("a wrong secret: %v, want 400 with Autopay's words", a)
-	}
+	m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret())).Want(t, "a wrong secret", http.StatusBadRequest, "access_denied", "Unauthorized")
 	m.WantUnchanged(t, p, cred, old, 1)
 	old.Requests++
 
 	p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultEchoSecret})
-	if a := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret())); a.Status != http.StatusBadRequest {
-		t.Errorf("a refusal that echoes the secret: %v, want 400", a)
-	}
+	m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret())).Want(t, "a refusal that echoes the secret", http.StatusBadRequest)
 	m.WantUnchanged(t, p, cred, old, 1)
 	old.Requests++
 
@@ -117,28 +103,17 @@ func TestRefusedWrites(t *testing.T) {
 		"cut":       {Kind: autopaysim.FaultClose},
 	} {
 		p.SetFault(fault)
-		a := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret()))
-		if a.Status != http.StatusServiceUnavailable || !strings.Contains(a.Errors(), "verify=false") {
-			t.Errorf("%s: %v, want 503 that mentions verify=false", name, a)
-		}
+		m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret())).Want(t, name, http.StatusServiceUnavailable, "verify=false")
 		m.WantUnchanged(t, p, cred, old, 1)
 		old.Requests++
 	}
 
 	// The same for a creation, which leaves nothing.
-	if a := m.Write(t, "config/new", cred.Config()); a.Status != http.StatusServiceUnavailable {
-		t.Errorf("creation with Autopay down: %v, want 503", a)
-	}
+	m.Write(t, "config/new", cred.Config()).Want(t, "creation with Autopay down", http.StatusServiceUnavailable)
 	p.SetFault(autopaysim.Fault{})
-	if a := m.Write(t, "config/new", cred.Config("client_secret", harness.NewSecret())); a.Status != http.StatusBadRequest {
-		t.Errorf("creation with a wrong secret: %v, want 400", a)
-	}
-	if a := m.Read(t, "config/new"); a.Status != http.StatusNotFound {
-		t.Errorf("a refused creation left %v", a)
-	}
-	if a := m.Read(t, "token/new"); a.Status != http.StatusBadRequest {
-		t.Errorf("token of a refused creation: %v, want 400", a)
-	}
+	m.Write(t, "config/new", cred.Config("client_secret", harness.NewSecret())).Want(t, "creation with a wrong secret", http.StatusBadRequest)
+	m.Read(t, "config/new").Want(t, "config of a refused creation", http.StatusNotFound)
+	m.Read(t, "token/new").Want(t, "token of a refused creation", http.StatusBadRequest)
 }
 
 // TestUnknownField is a typo: what is right is done, and a warning names it.
@@ -163,17 +138,13 @@ func TestTokenURLNeedsSecret(t *testing.T) {
 
 	for _, extra := range []map[string]any{{}, {"verify": false}, {"client_secret": ""}} {
 		extra["token_url"] = attacker.TokenURL()
-		if a := m.Write(t, "config", extra); a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), "client_secret") {
-			t.Errorf("%v: %v, want 400", extra, a)
-		}
+		m.Write(t, "config", extra).Want(t, fmt.Sprint(extra), http.StatusBadRequest, "client_secret")
 	}
 	m.WantUnchanged(t, p, cred, old, 0)
 	if n := attacker.Requests(""); n != 0 {
 		t.Errorf("the other host was asked %d times", n)
 	}
-	if a := m.Write(t, "config", harness.Fields("ca_cert", harness.OtherCert(t))); a.Status != http.StatusBadRequest || !strings.Contains(a.Errors(), "client_secret") {
-		t.Errorf("ca_cert: %v, want 400", a)
-	}
+	m.Write(t, "config", harness.Fields("ca_cert", harness.OtherCert(t))).Want(t, "ca_cert", http.StatusBadRequest, "client_secret")
 	m.WantUnchanged(t, p, cred, old, 0)
 	// The same URL again is no change.
 	m.MustWrite(t, "config", harness.Fields("token_url", cred.TokenURL))

@@ -210,9 +210,7 @@ func TestNames(t *testing.T) {
 	}
 
 	m.Do(t, http.MethodDelete, "config/default", nil)
-	if a := m.Read(t, "token"); a.Status != http.StatusBadRequest {
-		t.Errorf("token after a delete of config/default: %v", a)
-	}
+	m.Read(t, "token").Want(t, "token after a delete of config/default", http.StatusBadRequest)
 	m.Token(t, "oslo")
 	p.WantRequests(t, cred, 1)
 	p.WantRequests(t, oslo, 1)

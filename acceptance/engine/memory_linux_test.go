@@ -15,20 +15,6 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// residentKB is the memory that a process has in use, in kB.
-func residentKB(t *testing.T, pid int) int {
-	t.Helper()
-	text := harness.ReadFile(t, fmt.Sprintf("/proc/%d/status", pid))
-	var kB int
-	for line := range strings.Lines(string(text)) {
-		if _, err := fmt.Sscanf(line, "VmRSS: %d kB", &kB); err == nil {
-			return kB
-		}
-	}
-	t.Fatal("no VmRSS")
-	return 0
-}
-
 // copiesIn counts how often a text is in the writable memory of a process.
 func copiesIn(t *testing.T, pid int, text string) int {
 	t.Helper()
@@ -103,7 +89,7 @@ func TestUnknownNamesCostNothing(t *testing.T) {
 	pid := m.PluginPIDs(t)[0]
 
 	flood(t, m, reader, 2000, http.MethodGet, "token", http.StatusBadRequest) // connections and buffers are there now
-	index, resident := appliedIndex(t, s), residentKB(t, pid)
+	index, resident := appliedIndex(t, s), harness.ProcStatus(t, pid, "VmRSS")
 	for _, r := range []struct {
 		method, path string
 		n, want      int
@@ -117,7 +103,7 @@ func TestUnknownNamesCostNothing(t *testing.T) {
 	} {
 		flood(t, m, reader, r.n, r.method, r.path, r.want)
 	}
-	grown := residentKB(t, pid) - resident
+	grown := harness.ProcStatus(t, pid, "VmRSS") - resident
 	written := appliedIndex(t, s) - index
 	t.Logf("FIGURE 15,000 requests for unknown names: resident memory %d kB, then %+d kB; %d raft entries", resident, grown, written)
 	if grown > 8<<10 {

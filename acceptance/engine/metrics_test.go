@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"vault-plugin-secrets-autopay/acceptance/harness"
-	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
 // TestMetrics scrapes over the wire, with a token that may do nothing else. The
@@ -21,7 +20,7 @@ func TestMetrics(t *testing.T) {
 	m.MustWrite(t, "config/oslo", cred.Config())
 	m.Token(t, "oslo")
 	m.Token(t, "oslo")
-	p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: http.StatusUnauthorized})
+	p.SetFault(harness.Answers(http.StatusUnauthorized))
 	m.Write(t, "config/oslo", map[string]any{"client_secret": harness.NewSecret()})
 
 	scraper := m.TokenFor(t, `path "`+m.At+`/metrics" { capabilities = ["read"] }`)

@@ -17,13 +17,9 @@ import (
 
 var rfc3339 = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
 
-// body is a 200 with a text of our own, status an answer with that code.
+// body is a 200 with the given text.
 func body(text string) autopaysim.Fault {
 	return autopaysim.Fault{Kind: autopaysim.FaultBody, Body: text}
-}
-
-func status(code int) autopaysim.Fault {
-	return autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: code}
 }
 
 func expiresIn(text string) autopaysim.Fault {
@@ -43,11 +39,11 @@ func TestReaderErrors(t *testing.T) {
 		want  int
 		says  string
 	}{
-		"400": {status(400), refused, ""},
-		"401": {status(401), refused, ""},
-		"403": {status(403), refused, ""},
-		"404": {status(404), refused, ""},
-		"422": {status(422), refused, ""},
+		"400": {harness.Answers(400), refused, ""},
+		"401": {harness.Answers(401), refused, ""},
+		"403": {harness.Answers(403), refused, ""},
+		"404": {harness.Answers(404), refused, ""},
+		"422": {harness.Answers(422), refused, ""},
 		"401 in Autopay's words": {
 			autopaysim.Fault{
 				Kind: autopaysim.FaultStatus, Status: 401,
@@ -57,11 +53,11 @@ func TestReaderErrors(t *testing.T) {
 		"401 that echoes the secret": {autopaysim.Fault{Kind: autopaysim.FaultEchoSecret}, refused, "access_denied"},
 		"401 with a raw page":        {autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401, Body: "<html>" + token}, refused, "401"},
 
-		"408":                     {status(408), failed, "408"},
-		"429":                     {status(429), failed, "429"},
-		"500":                     {status(500), failed, "500"},
-		"502":                     {status(502), failed, "502"},
-		"503":                     {status(503), failed, "503"},
+		"408":                     {harness.Answers(408), failed, "408"},
+		"429":                     {harness.Answers(429), failed, "429"},
+		"500":                     {harness.Answers(500), failed, "500"},
+		"502":                     {harness.Answers(502), failed, "502"},
+		"503":                     {harness.Answers(503), failed, "503"},
 		"500 with a raw page":     {autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500, Body: "<html>" + token}, failed, "500"},
 		"301":                     {autopaysim.Fault{Kind: autopaysim.FaultRedirect, Status: 301}, failed, "301"},
 		"307":                     {autopaysim.Fault{Kind: autopaysim.FaultRedirect}, failed, "307"},
@@ -74,7 +70,7 @@ func TestReaderErrors(t *testing.T) {
 		"a page":                  {body("<html>" + token), failed, ""},
 		"an array":                {body(`["` + token + `"]`), failed, ""},
 		"null":                    {body("null"), failed, ""},
-		"204":                     {status(204), failed, ""},
+		"204":                     {harness.Answers(204), failed, ""},
 		"wrong media type":        {autopaysim.Fault{Kind: autopaysim.FaultBadMediaType}, failed, ""},
 		"huge":                    {autopaysim.Fault{Kind: autopaysim.FaultHuge}, failed, ""},
 		"no access_token":         {autopaysim.Fault{Kind: autopaysim.FaultNoToken}, failed, "access_token"},
@@ -101,11 +97,7 @@ func TestReaderErrors(t *testing.T) {
 			m, p, cred := harness.Setup(t)
 			p.SetFault(test.fault)
 			m.MustWrite(t, "config", cred.Unverified("request_timeout", 1))
-			a := wantError(t, m, "token", test.want)
-			if !strings.Contains(a.Errors(), test.says) {
-				t.Errorf("%q does not say %q", a.Errors(), test.says)
-			}
-			wantCachedError(t, m, a)
+			wantCachedError(t, m, wantError(t, m, "token", test.want, test.says))
 			atMostOneASecond(t, p, cred)
 			if state := m.Read(t, "status").Data["state"]; state != "failing" {
 				t.Errorf("state %v, want failing", state)
@@ -114,15 +106,13 @@ func TestReaderErrors(t *testing.T) {
 	}
 }
 
-// wantError reads a path and checks the code of the answer, and that it says
-// when Autopay is asked next.
-func wantError(t *testing.T, m harness.Mount, path string, code int) harness.Answer {
+// wantError reads a path and checks the code of the answer, and that its error
+// says when Autopay is asked next and holds all of the given texts.
+func wantError(t *testing.T, m harness.Mount, path string, code int, texts ...string) harness.Answer {
 	t.Helper()
 	a := m.Read(t, path)
-	if a.Status != code {
-		t.Fatalf("%s: %v, want %d", path, a, code)
-	}
-	if !strings.Contains(a.Errors(), "next") || !rfc3339.MatchString(a.Errors()) {
+	a.Want(t, path, code, append(texts, "next")...)
+	if !rfc3339.MatchString(a.Errors()) {
 		t.Errorf("%q does not say when the next attempt is", a.Errors())
 	}
 	return a
@@ -132,9 +122,7 @@ func wantError(t *testing.T, m harness.Mount, path string, code int) harness.Ans
 func wantCachedError(t *testing.T, m harness.Mount, first harness.Answer) {
 	t.Helper()
 	for range 20 {
-		if a := m.Read(t, "token"); a.Status != first.Status {
-			t.Fatalf("read again: %v, the first was %v", a, first)
-		}
+		m.Read(t, "token").Want(t, "read again", first.Status)
 	}
 }
 
@@ -181,25 +169,13 @@ func TestNotConfigured(t *testing.T) {
 	t.Parallel()
 	m := harness.Enable(t, harness.SharedVault(t))
 	for path, config := range map[string]string{"token": "config", "token/oslo": "config/oslo"} {
-		a := m.Read(t, path)
-		if a.Status != http.StatusBadRequest {
-			t.Errorf("%s: %v, want 400", path, a)
-		}
-		for _, want := range []string{config, "client_id", "client_secret"} {
-			if !strings.Contains(a.Errors(), want) {
-				t.Errorf("%s: %q does not name %q", path, a.Errors(), want)
-			}
-		}
+		m.Read(t, path).Want(t, path, http.StatusBadRequest, config, "client_id", "client_secret")
 	}
 	for _, path := range []string{"config", "config/oslo", "status", "status/oslo"} {
-		if a := m.Read(t, path); a.Status != http.StatusNotFound {
-			t.Errorf("%s: %v, want 404", path, a)
-		}
+		m.Read(t, path).Want(t, path, http.StatusNotFound)
 	}
 	for _, path := range []string{"config", "config/oslo"} {
-		if a := m.Do(t, http.MethodDelete, path, nil); a.Status != http.StatusNoContent {
-			t.Errorf("delete of %s, which is not there: %v, want 204", path, a)
-		}
+		m.Do(t, http.MethodDelete, path, nil).Want(t, "delete of "+path+", which is not there", http.StatusNoContent)
 	}
 }
 
@@ -213,20 +189,14 @@ func TestRequestLimit(t *testing.T) {
 
 	// A write that needs a proof is refused and changes nothing.
 	p.SetClient(cred.ID, cred.Secret+"2")
-	a := m.Write(t, "config", harness.Fields("client_secret", cred.Secret+"2"))
-	if a.Status != http.StatusServiceUnavailable || !strings.Contains(a.Errors(), "limit") {
-		t.Errorf("config write at the limit: %v, want 503", a)
-	}
+	m.Write(t, "config", harness.Fields("client_secret", cred.Secret+"2")).Want(t, "config write at the limit", http.StatusServiceUnavailable, "limit")
 	if m.Token(t, "").AccessToken != token {
 		t.Error("a refused write changed the token")
 	}
 
 	// A reader without a live token waits until tomorrow.
 	m.MustWrite(t, "config", harness.Fields("client_secret", cred.Secret+"2", "verify", false))
-	a = wantError(t, m, "token", http.StatusServiceUnavailable)
-	if !strings.Contains(a.Errors(), "limit of 1 ") {
-		t.Errorf("%q does not name the limit", a.Errors())
-	}
+	a := wantError(t, m, "token", http.StatusServiceUnavailable, "limit of 1 ")
 	allowed := harness.Timestamp(t, rfc3339.FindString(a.Errors()))
 	if wait := time.Until(allowed); wait < 23*time.Hour || wait > 24*time.Hour+5*time.Second {
 		t.Errorf("the next request is allowed in %v, want 24h", wait)

@@ -112,9 +112,7 @@ func TestConfigShape(t *testing.T) {
 func TestStatusShape(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
-	if a := m.Read(t, "status"); a.Status != http.StatusNotFound {
-		t.Errorf("status before it is configured: %v, want 404", a)
-	}
+	m.Read(t, "status").Want(t, "status before it is configured", http.StatusNotFound)
 
 	m.MustWrite(t, "config", cred.Unverified())
 	if a := m.Read(t, "status"); a.Data["state"] != "pending" {

@@ -37,13 +37,7 @@ func TestTokenSurvives(t *testing.T) {
 		event.happen()
 		t.Run("after "+event.name, func(t *testing.T) {
 			for name, old := range map[string]harness.Token{"": want, "oslo": wantOslo} {
-				now := m.Token(t, name)
-				if now.AccessToken != old.AccessToken {
-					t.Errorf("%q: another token is served", name)
-				}
-				if now.ExpireTime != old.ExpireTime || now.LastVaultRotation != old.LastVaultRotation || now.RotationPeriod != old.RotationPeriod {
-					t.Errorf("%q: now %+v, was %+v", name, now, old)
-				}
+				m.Token(t, name).WantSame(t, old)
 			}
 			if now := m.Read(t, "config").Data; now["client_id"] != config["client_id"] {
 				t.Errorf("config is now %v", now)
@@ -172,7 +166,5 @@ func TestTwoMountsTenNames(t *testing.T) {
 	check(mounts[:1])
 	// What comes back at the path knows nothing of what was there.
 	again := harness.EnableAt(t, s, "parking")
-	if a := again.Read(t, "token"); a.Status != http.StatusBadRequest {
-		t.Errorf("token of a new mount: %v, want 400", a)
-	}
+	again.Read(t, "token").Want(t, "token of a new mount", http.StatusBadRequest)
 }

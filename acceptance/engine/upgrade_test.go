@@ -42,9 +42,7 @@ func TestUpgradeInPlace(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.Reload(t)
-			if now := m.Token(t, ""); now.AccessToken != want.AccessToken || now.LastVaultRotation != want.LastVaultRotation {
-				t.Errorf("now %+v, was %+v", now, want)
-			}
+			m.Token(t, "").WantSame(t, want)
 			if now := m.Read(t, "config").Data["client_id"]; now != cred.ID {
 				t.Errorf("client_id %v, config was %v", now, config)
 			}

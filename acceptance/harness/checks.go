@@ -5,6 +5,7 @@ package harness
 import (
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -33,12 +34,19 @@ func (m Mount) WantUnchanged(tb testing.TB, p *Autopay, cred Credential, old Sna
 	if !reflect.DeepEqual(now.Config, old.Config) {
 		tb.Errorf("config is now %v, was %v", now.Config, old.Config)
 	}
-	if now.Token.AccessToken != old.Token.AccessToken || now.Token.LastVaultRotation != old.Token.LastVaultRotation ||
-		now.Token.RotationPeriod != old.Token.RotationPeriod {
-		tb.Errorf("token is now %+v, was %+v", now.Token, old.Token)
-	}
+	now.Token.WantSame(tb, old.Token)
 	if now.Requests != old.Requests+cost {
 		tb.Errorf("the write cost %d requests, want %d", now.Requests-old.Requests, cost)
+	}
+}
+
+// WantSame fails the test unless this is the same token in the same answer as
+// before, but for its TTL.
+func (t Token) WantSame(tb testing.TB, old Token) {
+	tb.Helper()
+	t.TTL = old.TTL
+	if t != old {
+		tb.Errorf("token is now %+v, was %+v", t, old)
 	}
 }
 
@@ -76,4 +84,14 @@ func Integer(tb testing.TB, data map[string]any, key string) int64 {
 		tb.Errorf("%s is %T %v, want a whole number", key, data[key], data[key])
 	}
 	return n
+}
+
+// Want fails the test unless the answer has a status code and its errors hold all
+// of the given texts. The failure names what was sent.
+func (a Answer) Want(tb testing.TB, sent string, code int, texts ...string) {
+	tb.Helper()
+	missing := slices.DeleteFunc(texts, func(text string) bool { return strings.Contains(a.Errors(), text) })
+	if a.Status != code || len(missing) > 0 {
+		tb.Errorf("%s: %v, want %d and %q", sent, a, code, missing)
+	}
 }

@@ -9,7 +9,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
+	"testing"
 )
 
 // DieWithTests has the kernel kill a process, not yet started, when the test
@@ -48,4 +50,20 @@ func Children(parent int) (map[int]string, error) {
 		found[pid] = exe
 	}
 	return found, nil
+}
+
+// ProcStatus returns a field of /proc/PID/status, such as VmRSS, without its unit.
+func ProcStatus(tb testing.TB, pid int, field string) int {
+	tb.Helper()
+	for line := range strings.Lines(string(ReadFile(tb, fmt.Sprintf("/proc/%d/status", pid)))) {
+		if value, ok := strings.CutPrefix(line, field+":"); ok {
+			n, err := strconv.Atoi(strings.Fields(value)[0])
+			if err != nil {
+				tb.Fatal(err)
+			}
+			return n
+		}
+	}
+	tb.Fatalf("no %s in the status of process %d", field, pid)
+	return 0
 }

@@ -5,7 +5,6 @@ package release
 import (
 	"bufio"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -101,9 +100,8 @@ func TestImage(t *testing.T) {
 	if found := regexp.MustCompile(`^1\|5\|unix\|` + sockets + `/plugin\d+\|grpc\|`).MatchString(handshake); !found {
 		t.Errorf("it is not ready for Vault: %q\n%s", handshake, &stderr)
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
-	if err != nil || os.Getuid() == 0 && !strings.Contains(string(status), fmt.Sprintf("Uid:\t%d\t%d", uid, uid)) {
-		t.Errorf("it runs as another user: %v\n%s", err, status)
+	if runs := harness.ProcStatus(t, cmd.Process.Pid, "Uid"); os.Getuid() == 0 && runs != uid {
+		t.Errorf("it runs as user %d, want %d", runs, uid)
 	}
 	_ = cmd.Process.Kill() // it may have ended
 	_ = cmd.Wait()         // how does not matter

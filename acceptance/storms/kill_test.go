@@ -133,9 +133,7 @@ func TestPluginKilledAtRandom(t *testing.T) {
 	if least := int(took / stormPeriod / 2); free.Issued(freeCred.ID) < least {
 		t.Errorf("%d tokens in %v: they are not replaced every %v", free.Issued(freeCred.ID), took, stormPeriod)
 	}
-	if a := m.Read(t, "token"); a.Status != http.StatusOK {
-		t.Errorf("after the storm: %v", a)
-	}
+	m.Read(t, "token").Want(t, "after the storm", http.StatusOK)
 	t.Logf("FIGURE: plugin killed -9 %d times in %v (STORM=%v, seed %d), %d of them with a request in flight: %d reads, %d dead tokens; "+
 		"requests to Autopay %d, %d scheduled; with token_request_limit %d: %d; no ban; longest gap %v",
 		len(pauses), took.Round(time.Second), length, stormSeed, lostInFlight, freeBooks.good+tightBooks.good, freeBooks.dead+tightBooks.dead,

@@ -33,9 +33,7 @@ func TestMountLifecycle(t *testing.T) {
 	readers.read(4, s, other.At+"/token", b)
 	goesOn := func(t *testing.T) {
 		t.Helper()
-		if now := m.Token(t, ""); now.AccessToken != want.AccessToken || now.LastVaultRotation != want.LastVaultRotation {
-			t.Errorf("now %+v, was %+v", now, want)
-		}
+		m.Token(t, "").WantSame(t, want)
 		p.WantRequests(t, cred, 1)
 		before := p.Requests(short.ID)
 		harness.Eventually(t, 7*time.Second, "the token is no longer replaced", func() bool { return p.Requests(short.ID) > before })
@@ -57,9 +55,7 @@ func TestMountLifecycle(t *testing.T) {
 		if err := sys.RemountWithContext(t.Context(), "autopay", "payments"); err != nil {
 			t.Fatal(err)
 		}
-		if a := m.Read(t, "token"); a.Status != http.StatusNotFound {
-			t.Errorf("at the old path: %v, want Vault's 404", a)
-		}
+		m.Read(t, "token").Want(t, "at the old path", http.StatusNotFound)
 		m.At = "payments"
 		goesOn(t)
 	})
@@ -83,9 +79,7 @@ func TestMountLifecycle(t *testing.T) {
 	})
 	t.Run("enabled again", func(t *testing.T) {
 		again := harness.EnableAt(t, s, "autopay")
-		if a := again.Read(t, "token"); a.Status != http.StatusBadRequest {
-			t.Errorf("token of a new mount: %v, want 400", a)
-		}
+		again.Read(t, "token").Want(t, "token of a new mount", http.StatusBadRequest)
 		p.WantRequests(t, cred, 1)
 		again.MustWrite(t, "config", cred.Config())
 		if now := again.Token(t, ""); now.AccessToken == want.AccessToken || !p.Valid(now.AccessToken) {

@@ -99,9 +99,7 @@ func TestStorageRefusesWrites(t *testing.T) {
 
 	roots := strings.Repeat(harness.OtherCert(t), 40)
 	a := m.Write(t, "config", cred.Unverified("ca_cert", roots))
-	if a.Status != http.StatusInternalServerError || !strings.Contains(a.Errors(), "storing the credential") {
-		t.Errorf("a config that can't be stored: %.300s, want a 500 that names it", a)
-	}
+	a.Want(t, "a config that can't be stored", http.StatusInternalServerError, "storing the credential")
 	if strings.Contains(a.Errors(), "CERTIFICATE") {
 		t.Error("the data is in the error")
 	}
@@ -121,10 +119,10 @@ func TestStorageRefusesWrites(t *testing.T) {
 	// It is due again after 5 s. The ledger can't be stored, so nothing leaves,
 	// and readers are told why.
 	harness.Eventually(t, 8*time.Second, "no warning", func() bool { return m.Read(t, "token").Warnings() != "" })
-	if a := m.Read(t, "token"); !strings.Contains(a.Warnings(), "storing the token entry") || a.Data["access_token"] != big {
+	if a := m.Read(t, "token"); !strings.Contains(a.Warnings(), notStored) || a.Data["access_token"] != big {
 		t.Errorf("read: warnings %.300q, want one that names the operation", a.Warnings())
 	}
-	if a := m.Read(t, "status"); a.Data["state"] != "degraded" || !strings.Contains(a.Data["last_error"].(string), "storing the token entry") {
+	if a := m.Read(t, "status"); a.Data["state"] != "degraded" || !strings.Contains(a.Data["last_error"].(string), notStored) {
 		t.Errorf("status %.500s", a)
 	}
 	p.WantRequests(t, cred, 2)
@@ -152,5 +150,8 @@ func restartWith(t *testing.T, s *harness.Server, line string) {
 		return strings.TrimSuffix(text, "}\n") + addedLine + line + "\n}\n"
 	})
 }
+
+// notStored names the operation where a token can't be stored.
+const notStored = "storing the token entry"
 
 const addedLine = "# added:\n"
