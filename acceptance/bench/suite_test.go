@@ -1,9 +1,10 @@
 //go:build acceptance
 
-// Package bench holds what needs the machine for itself. TestSlowRefresh compares
-// reads during a slow refresh with those around it, at every `make acceptance`.
-// With the build tag bench, TestBench compares the engine with other plugins and
-// writes docs/benchmarks.md (`make bench`), and TestBuilds compares builds.
+// Package bench measures how fast tokens are read, and needs the machine for
+// itself. `make acceptance` runs TestSlowRefresh. With the build tag bench there
+// are also TestBench, which compares the engine with other plugins and writes
+// docs/benchmarks.md (`make bench`), and TestBuilds, which compares builds of the
+// plugin.
 package bench
 
 import (

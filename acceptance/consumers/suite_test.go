@@ -1,12 +1,13 @@
 //go:build acceptance
 
-// Package consumers holds the programs that read the token: Vault Agent,
-// consul-template, what Vault Secrets Operator makes of an answer, Terraform, and
-// the examples for each language, with the examples' policies and logins. Tests
-// whose names begin with TestExample run a file of examples/.
+// Package consumers tests the programs that read the token: Vault Agent,
+// consul-template, Terraform, the rules that Vault Secrets Operator applies to an
+// answer, and the examples for each language, with their policies and logins. A
+// test whose name begins with TestExample runs a file of examples/.
 //
-// The modules in its folders have dependencies that must meet nobody else's.
-// manifests and prometheus check examples in tests of their own.
+// The folders below are modules of their own, because their dependencies must not
+// mix with ours. manifests and prometheus have tests themselves; the others are
+// built by the tests here.
 package consumers
 
 import (

@@ -11,8 +11,8 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestClusterServesOneToken reads through every node, then loses the active
-// one: the next goes on with the same token and asks Autopay for nothing.
+// TestClusterServesOneToken reads the token through every node, then kills the
+// active one. The next active node serves the same token without asking Autopay.
 func TestClusterServesOneToken(t *testing.T) {
 	t.Parallel()
 	nodes := harness.StartCluster(t)

@@ -14,7 +14,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// together runs f n times at once and returns the answers.
+// together calls f n times at once and returns the answers.
 func together(t *testing.T, n int, f func(i int) (harness.Answer, error)) []harness.Answer {
 	t.Helper()
 	answers := make([]harness.Answer, n)
@@ -34,20 +34,20 @@ func together(t *testing.T, n int, f func(i int) (harness.Answer, error)) []harn
 	return answers
 }
 
-// getToken is for readers in goroutines of their own.
+// getToken reads the token without failing the test, for readers in goroutines.
 func getToken(ctx context.Context, m harness.Mount) (harness.Answer, error) {
 	return m.Call(ctx, m.RootToken, http.MethodGet, m.At+"/token", nil)
 }
 
-// TestColdReaders lets 200 readers find no token at once: they share one
-// request.
+// TestColdReaders has 200 readers at once when there is no token. They share one
+// request to Autopay.
 func TestColdReaders(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
 	m.MustWrite(t, "config", cred.Unverified())
 	p.WantRequests(t, cred, 0)
 
-	// Slow, so that all are there before the answer is.
+	// Autopay is slow, so all readers arrive before its answer.
 	p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: time.Second})
 	tokens := map[string]int{}
 	for _, a := range together(t, 200, func(int) (harness.Answer, error) { return getToken(t.Context(), m) }) {
@@ -62,7 +62,7 @@ func TestColdReaders(t *testing.T) {
 	p.WantRequests(t, cred, 1)
 }
 
-// TestColdReadersOfADeadProvider share one failure too.
+// TestColdReadersOfADeadProvider shows that they share one failure, too.
 func TestColdReadersOfADeadProvider(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -76,8 +76,8 @@ func TestColdReadersOfADeadProvider(t *testing.T) {
 	p.WantRequests(t, cred, 1)
 }
 
-// TestReaderWhoLeaves gives up while the one request is under way: it goes on
-// for the reader who stays.
+// TestReaderWhoLeaves has one of two readers give up during the one request. The
+// other reader gets its token.
 func TestReaderWhoLeaves(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -101,7 +101,7 @@ func TestReaderWhoLeaves(t *testing.T) {
 	p.WantRequests(t, cred, 1)
 }
 
-// TestNoLeases reads a token 1,000 times, which leaves nothing to revoke.
+// TestNoLeases reads a token 1,000 times, which must leave no lease.
 func TestNoLeases(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -134,8 +134,8 @@ func TestNoLeases(t *testing.T) {
 	}
 }
 
-// TestWritesAtOnce changes one credential from many sides: each write is
-// whole, and the token served is that of the config stored.
+// TestWritesAtOnce sends several config writes at once. Each is applied as a
+// whole, and the token belongs to the config that is stored.
 func TestWritesAtOnce(t *testing.T) {
 	t.Parallel()
 	m, p, _ := harness.Setup(t)
@@ -157,7 +157,7 @@ func TestWritesAtOnce(t *testing.T) {
 	}
 }
 
-// TestThousandColdReaders find no token, all at once: one request leaves.
+// TestThousandColdReaders has 1,000 readers at once when there is no token.
 func TestThousandColdReaders(t *testing.T) {
 	t.Parallel()
 	const readers = 1000

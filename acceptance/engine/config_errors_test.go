@@ -13,7 +13,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// badFields are config writes that are refused with the name of the field.
+// badFields are config writes that are refused with an error that names a field.
 var badFields = map[string]struct {
 	fields map[string]any
 	names  string
@@ -47,8 +47,9 @@ var badFields = map[string]struct {
 	"a bad field with verify=false":   {harness.Fields("token_url", "http://example.com/", "client_secret", harness.CanarySecret, "verify", false), "token_url"},
 }
 
-// TestBadFields changes a working credential to each of badFields, and creates
-// one with it: a 400 that names the field, and nothing changes or comes to be.
+// TestBadFields updates a working credential with each of badFields, and creates
+// another one with it. Each write is a 400 that names the field, and changes
+// nothing.
 func TestBadFields(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -61,7 +62,7 @@ func TestBadFields(t *testing.T) {
 			m.WantUnchanged(t, p, cred, old, 0)
 
 			if test.names == "client_secret" && !reflect.DeepEqual(test.fields, harness.Fields("client_secret", "")) {
-				return // a creation brings client_secret anyway
+				return // a create always has a client_secret
 			}
 			fields := cred.Config()
 			for key, value := range test.fields {
@@ -79,14 +80,14 @@ func TestBadFields(t *testing.T) {
 	p.WantRequests(t, cred, 1)
 }
 
-// TestRefusedWrites are those that Autopay does not prove.
+// TestRefusedWrites sends config writes that Autopay does not confirm.
 func TestRefusedWrites(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
 	m.MustWrite(t, "config", cred.Config())
 	old := m.Snapshot(t, p, cred)
 
-	// Autopay refuses: the operator's fault, in Autopay's words.
+	// Autopay refuses the credential: a 400 with Autopay's own words.
 	m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret())).Want(t, "a wrong secret", http.StatusBadRequest, "access_denied", "Unauthorized")
 	m.WantUnchanged(t, p, cred, old, 1)
 	old.Requests++
@@ -96,7 +97,7 @@ func TestRefusedWrites(t *testing.T) {
 	m.WantUnchanged(t, p, cred, old, 1)
 	old.Requests++
 
-	// Autopay can't tell: 503, and the way out.
+	// Autopay gives no usable answer: a 503 that says how to write without it.
 	for name, fault := range map[string]autopaysim.Fault{
 		"503":       harness.Down,
 		"malformed": {Kind: autopaysim.FaultMalformed},
@@ -108,7 +109,7 @@ func TestRefusedWrites(t *testing.T) {
 		old.Requests++
 	}
 
-	// The same for a creation, which leaves nothing.
+	// The same for a new name, which must not exist afterwards.
 	m.Write(t, "config/new", cred.Config()).Want(t, "creation with Autopay down", http.StatusServiceUnavailable)
 	p.SetFault(autopaysim.Fault{})
 	m.Write(t, "config/new", cred.Config("client_secret", harness.NewSecret())).Want(t, "creation with a wrong secret", http.StatusBadRequest)
@@ -116,7 +117,8 @@ func TestRefusedWrites(t *testing.T) {
 	m.Read(t, "token/new").Want(t, "token of a refused creation", http.StatusBadRequest)
 }
 
-// TestUnknownField is a typo: what is right is done, and a warning names it.
+// TestUnknownField makes a typo in a field. The write is accepted, and a warning
+// names the field.
 func TestUnknownField(t *testing.T) {
 	t.Parallel()
 	m, _, cred := harness.Setup(t)
@@ -127,8 +129,8 @@ func TestUnknownField(t *testing.T) {
 	}
 }
 
-// TestTokenURLNeedsSecret gives a host of an attacker's to a working
-// credential: it hears nothing.
+// TestTokenURLNeedsSecret points a working credential at an attacker's host,
+// which must not get a single request.
 func TestTokenURLNeedsSecret(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -146,7 +148,7 @@ func TestTokenURLNeedsSecret(t *testing.T) {
 	}
 	m.Write(t, "config", harness.Fields("ca_cert", harness.OtherCert(t))).Want(t, "ca_cert", http.StatusBadRequest, "client_secret")
 	m.WantUnchanged(t, p, cred, old, 0)
-	// The same URL again is no change.
+	// Writing the same URL again changes nothing.
 	m.MustWrite(t, "config", harness.Fields("token_url", cred.TokenURL))
 	m.WantUnchanged(t, p, cred, old, 0)
 }

@@ -20,8 +20,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// hostile starts a host that reads what it is sent, says first, and then rest
-// over and over. It returns its URL.
+// hostile starts a host that reads a request, sends first, and then sends rest
+// over and over with a pause in between. It returns the host's URL.
 func hostile(t *testing.T, first, rest string, pause time.Duration) string {
 	t.Helper()
 	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -50,9 +50,9 @@ func hostile(t *testing.T, first, rest string, pause time.Duration) string {
 	return "http://" + ln.Addr().String() + "/oauth/token"
 }
 
-// TestHostileHosts shows that a host which answers in bad faith costs one
-// attempt, which ends at request_timeout at the latest. The credential is not
-// held up by it: it can be read, written and deleted as before.
+// TestHostileHosts sends a credential to hosts that misbehave. That costs one
+// attempt, which ends at request_timeout at the latest. The credential can be
+// read, written and deleted as before.
 func TestHostileHosts(t *testing.T) {
 	t.Parallel()
 	const (
@@ -60,7 +60,7 @@ func TestHostileHosts(t *testing.T) {
 		slow = 50 * time.Millisecond
 		late = "did not answer within the request_timeout of 1s"
 	)
-	var bomb bytes.Buffer // inflated, it is a good answer
+	var bomb bytes.Buffer // a good answer when inflated
 	w := gzip.NewWriter(&bomb)
 	_, _ = io.WriteString(w, strings.Repeat(" ", 512<<10)+`{"access_token":"sim.x","token_type":"Bearer","expires_in":60}`)
 	w.Close()
@@ -97,8 +97,8 @@ func TestHostileHosts(t *testing.T) {
 	}
 }
 
-// TestUpdateOnlyOperator has the policy to update a credential and nothing
-// else. Whatever it writes, the stored secret goes to no host of its own.
+// TestUpdateOnlyOperator gives an operator a policy to update a credential, and
+// nothing else. No write may send the stored secret to a host of the operator's.
 func TestUpdateOnlyOperator(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -156,13 +156,13 @@ func TestUpdateOnlyOperator(t *testing.T) {
 	}
 	mu.Unlock()
 
-	// An audience of its own, or another client ID, goes to Autopay alone.
+	// Another audience or client ID is sent to Autopay only.
 	for _, fields := range []map[string]any{harness.Fields("audience", own.URL), harness.Fields("client_id", "x")} {
 		if got := write("config", fields); got != http.StatusBadRequest {
 			t.Errorf("%v: %d, want Autopay's refusal", fields, got)
 		}
 	}
-	// With a secret of its own the URL is taken. That is the secret which is sent.
+	// A URL with a new secret is accepted, and it is the new secret that is sent.
 	mine := harness.NewSecret()
 	if got := write("config", harness.Fields("token_url", own.URL, "client_secret", mine)); got != http.StatusServiceUnavailable {
 		t.Errorf("a URL and a secret of its own: %d, want 503", got)
@@ -178,8 +178,8 @@ func TestUpdateOnlyOperator(t *testing.T) {
 	}
 }
 
-// TestPolicyCanPinTheHost keeps token_url and ca_cert from those who write
-// credentials, by Vault's own means.
+// TestPolicyCanPinTheHost denies token_url and ca_cert to those who write
+// credentials, with a Vault policy.
 func TestPolicyCanPinTheHost(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -211,8 +211,9 @@ func TestPolicyCanPinTheHost(t *testing.T) {
 	p.WantRequests(t, cred, 1)
 }
 
-// TestHostileWords has Autopay send what would forge a log line, steer a
-// terminal or turn text around. It arrives as plain text on one line.
+// TestHostileWords has Autopay send text that forges log lines, controls a
+// terminal or reverses the reading direction. It must arrive as plain text on one
+// line.
 func TestHostileWords(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -232,7 +233,7 @@ func TestHostileWords(t *testing.T) {
 			t.Errorf("%q", text)
 		}
 	}
-	// Vault itself frames a reader's error in a line break and a tab.
+	// Vault itself puts a line break and a tab around a reader's error.
 	if strings.ContainsFunc(strings.NewReplacer("\n", "", "\t", "").Replace(b.Errors()), func(r rune) bool { return !unicode.IsPrint(r) }) ||
 		strings.Contains(b.Errors(), "\n2026") || strings.Contains(b.Errors(), "\n"+mark) {
 		t.Errorf("%q", b.Errors())

@@ -12,9 +12,9 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestSecretOfWrongType sends a client_secret that is not a string, on
-// creation and on update. Vault's SDK would quote it into the answer and the
-// server log; the search of both is in canary_test.go.
+// TestSecretOfWrongType creates and updates credentials with a client_secret that
+// is not a string. Vault's SDK would quote it in the answer and in the server log.
+// The harness searches both.
 func TestSecretOfWrongType(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -46,8 +46,8 @@ func TestSecretOfWrongType(t *testing.T) {
 	}
 }
 
-// TestSecretInOtherRequests sends it with verbs and to paths that take none:
-// given twice, a query parameter is an array to the plugin.
+// TestSecretInOtherRequests sends a client_secret to paths and with verbs that
+// take none. A query parameter that is given twice reaches the plugin as an array.
 func TestSecretInOtherRequests(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -71,8 +71,8 @@ func TestSecretInOtherRequests(t *testing.T) {
 	m.Do(t, http.MethodDelete, "config"+query, nil)
 }
 
-// TestSecretInWrongPlace sends the secret where none belongs: no answer and no
-// log repeats the value.
+// TestSecretInWrongPlace sends the secret in other fields. No answer and no log may
+// repeat it.
 func TestSecretInWrongPlace(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -102,8 +102,8 @@ func TestSecretInWrongPlace(t *testing.T) {
 	m.WantUnchanged(t, p, cred, old, 0)
 }
 
-// TestLogsAreWatched shows that there is something to search: the trace of the
-// plugin's own lines and of its answers is in the files that are searched.
+// TestLogsAreWatched shows that the search for secrets has something to search:
+// the plugin's log lines and its answers are in the files that it reads.
 func TestLogsAreWatched(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)

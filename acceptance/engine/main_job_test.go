@@ -76,7 +76,7 @@ func TestMainJob(t *testing.T) {
 	p.WantRequests(t, cred, 2)
 }
 
-// TestMainJobCLI does the same as the vault command's users do.
+// TestMainJobCLI does the same with the vault command.
 func TestMainJobCLI(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -100,7 +100,7 @@ func TestMainJobCLI(t *testing.T) {
 	contains(vault(2, "read", m.At+"/token"), "Code: 400", m.At+"/config")
 	contains(vault(2, "read", m.At+"/status"), "No value found")
 
-	// A secret comes from a file or standard input, or it is in the shell's history.
+	// The secret is read from a file, to keep it out of the shell's history.
 	file := filepath.Join(t.TempDir(), "secret")
 	harness.WriteFile(t, file, []byte(cred.Secret), 0o600)
 	contains(vault(0, "write", m.At+"/config", "client_id="+cred.ID, "client_secret=@"+file, "token_url="+cred.TokenURL),
@@ -136,7 +136,7 @@ func TestMainJobCLI(t *testing.T) {
 	contains(vault(0, "delete", m.At+"/config"), "Success!")
 }
 
-// TestPathHelp asks for the help of each path, and for that of the mount.
+// TestPathHelp reads the help of the mount and of each path.
 func TestPathHelp(t *testing.T) {
 	t.Parallel()
 	m := harness.Enable(t, harness.SharedVault(t))
@@ -168,7 +168,8 @@ func TestPathHelp(t *testing.T) {
 	}
 }
 
-// TestRotateKeepsYoungToken is for a hundred apps that see the same 401.
+// TestRotateKeepsYoungToken calls rotate three times in a row, as applications do
+// that all see the same 401.
 func TestRotateKeepsYoungToken(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -189,8 +190,8 @@ func TestRotateKeepsYoungToken(t *testing.T) {
 	p.WantRequests(t, cred, 1)
 }
 
-// TestNames shows that every name is a credential of its own, and that no name
-// is the name default.
+// TestNames shows that every name is a credential of its own, and that an omitted
+// name means default.
 func TestNames(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)

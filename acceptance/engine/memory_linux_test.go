@@ -15,7 +15,7 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// copiesIn counts how often a text is in the writable memory of a process.
+// copiesIn counts the copies of a text in the writable memory of a process.
 func copiesIn(t *testing.T, pid int, text string) int {
 	t.Helper()
 	maps := harness.ReadFile(t, fmt.Sprintf("/proc/%d/maps", pid))
@@ -32,7 +32,7 @@ func copiesIn(t *testing.T, pid int, text string) int {
 			continue
 		}
 		const chunk = 4 << 20
-		buf := make([]byte, chunk+len(text)-1) // chunks overlap, less one byte
+		buf := make([]byte, chunk+len(text)-1) // chunks overlap by one byte less than the text
 		for at := from; at < to; at += chunk {
 			got, _ := mem.ReadAt(buf[:min(uint64(len(buf)), to-at)], int64(at)) // an error: not in use
 			n += bytes.Count(buf[:got], []byte(text))
@@ -41,7 +41,7 @@ func copiesIn(t *testing.T, pid int, text string) int {
 	return n
 }
 
-// appliedIndex is how much was ever written to the server's storage.
+// appliedIndex returns the number of entries ever written to the server's storage.
 func appliedIndex(t *testing.T, s *harness.Server) int64 {
 	t.Helper()
 	a, err := s.Call(t.Context(), s.RootToken, http.MethodGet, "sys/leader", nil)
@@ -70,9 +70,9 @@ func flood(t *testing.T, m harness.Mount, token string, n int, method, path stri
 	senders.Wait()
 }
 
-// TestUnknownNamesCostNothing lets a reader with a wildcard in its policy ask
-// for 10,000 random names, and some more of each other path: the plugin's
-// process does not grow, nothing is written, and Autopay is asked for nothing.
+// TestUnknownNamesCostNothing has a reader whose policy has a wildcard read 10,000
+// random names, and some on each other path. The plugin's process must not grow,
+// nothing is written, and Autopay is not asked.
 func TestUnknownNamesCostNothing(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -88,7 +88,7 @@ func TestUnknownNamesCostNothing(t *testing.T) {
 	reader := m.TokenFor(t, `path "autopay/*" { capabilities = ["read", "update", "delete"] }`)
 	pid := m.PluginPIDs(t)[0]
 
-	flood(t, m, reader, 2000, http.MethodGet, "token", http.StatusBadRequest) // connections and buffers are there now
+	flood(t, m, reader, 2000, http.MethodGet, "token", http.StatusBadRequest) // first, so that connections and buffers exist
 	index, resident := appliedIndex(t, s), harness.ProcStatus(t, pid, "VmRSS")
 	for _, r := range []struct {
 		method, path string
@@ -109,7 +109,7 @@ func TestUnknownNamesCostNothing(t *testing.T) {
 	if grown > 8<<10 {
 		t.Errorf("the process grew by %d kB", grown)
 	}
-	if written > 100 { // Vault writes now and then for itself
+	if written > 100 { // Vault itself writes now and then
 		t.Errorf("%d entries were written", written)
 	}
 	if pids := m.PluginPIDs(t); len(pids) != 1 || pids[0] != pid {
@@ -119,9 +119,9 @@ func TestUnknownNamesCostNothing(t *testing.T) {
 }
 
 // TestSecretInPluginMemory searches the memory of the plugin's process for a
-// secret. Go overwrites nothing that it frees, and gRPC, JSON and HTTP make
-// copies on the way, so that some are found after the secret is gone: the test
-// shows how many, and that they do not grow in number with its use.
+// secret. Go does not overwrite what it frees, and gRPC, JSON and HTTP make copies,
+// so some remain after the secret is deleted. The test shows how many, and that
+// their number does not grow with use.
 func TestSecretInPluginMemory(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -144,13 +144,13 @@ func TestSecretInPluginMemory(t *testing.T) {
 	used := copiesIn(t, pid, cred.Secret)
 	m.Do(t, http.MethodDelete, "config", nil)
 	deleted, requests := writes, 0
-	for ; deleted > writes*2/3 && requests < 16_000; requests += 4000 { // the collector runs, and memory is used again
+	for ; deleted > writes*2/3 && requests < 16_000; requests += 4000 { // until the collector has run and memory is used again
 		flood(t, m, m.RootToken, 4000, http.MethodGet, "token", http.StatusBadRequest)
 		deleted = copiesIn(t, pid, cred.Secret)
 	}
 	t.Logf("FIGURE copies of a secret in the plugin's memory: %d in use, %d after %d more writes, %d after its deletion and %d requests",
 		inUse, used, writes, deleted, requests)
-	if deleted >= writes { // one kept of each write would be so many, and the garbage on top
+	if deleted >= writes { // so many would remain if each write kept a copy
 		t.Errorf("%d copies are left of %d writes", deleted, writes)
 	}
 	p.WantRequests(t, cred, 1)

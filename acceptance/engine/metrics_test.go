@@ -10,8 +10,8 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestMetrics scrapes over the wire, with a token that may do nothing else. The
-// engine's events meet a real event system meanwhile, and leave no trace.
+// TestMetrics scrapes over HTTP with a token that may do nothing else. It also
+// checks that Vault's event system accepts the engine's events.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	p := harness.StartAutopay(t)

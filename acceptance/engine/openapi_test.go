@@ -16,9 +16,9 @@ import (
 
 var updateGolden = flag.Bool("update", false, "write what the server says to testdata instead of comparing")
 
-// TestOpenAPI holds the document that Vault makes of the mount to a golden
-// file. After a change that is meant: go test -run TestOpenAPI … -update, and
-// read the difference.
+// TestOpenAPI compares the document that Vault makes of the mount with a golden
+// file. After an intended change, run the test with -update and review the
+// difference.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	const golden = "testdata/openapi.json"
@@ -31,7 +31,7 @@ func TestOpenAPI(t *testing.T) {
 		Paths      map[string]any
 		Components struct{ Schemas map[string]any }
 	}
-	// The mount's path is the test's own.
+	// The path of the mount is random.
 	body := bytes.ReplaceAll([]byte(a.Body), []byte(m.At), []byte("autopay"))
 	if err := json.Unmarshal(body, &document); err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func TestOpenAPI(t *testing.T) {
 	}
 }
 
-// difference is the first lines in which two texts differ.
+// difference returns the first lines in which two texts differ.
 func difference(want, got string) string {
 	wants, gots := strings.Split(want, "\n"), strings.Split(got, "\n")
 	for i := range min(len(wants), len(gots)) {

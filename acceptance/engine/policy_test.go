@@ -19,7 +19,7 @@ func twoNames(t *testing.T) (m harness.Mount, byDefault, oslo string) {
 	return m, m.Token(t, "").AccessToken, m.Token(t, "oslo").AccessToken
 }
 
-// TestAppPolicy gives an application the one thing it needs.
+// TestAppPolicy gives an application a policy to read its token, and nothing else.
 func TestAppPolicy(t *testing.T) {
 	t.Parallel()
 	m, want, _ := twoNames(t)
@@ -42,8 +42,8 @@ func TestAppPolicy(t *testing.T) {
 	})
 }
 
-// TestQueryParameterDoesNotNameAToken tries to step around a policy on the
-// path: the name is the path's.
+// TestQueryParameterDoesNotNameAToken tries to get around a policy with a query
+// parameter. The path alone decides the name.
 func TestQueryParameterDoesNotNameAToken(t *testing.T) {
 	t.Parallel()
 	m, byDefault, oslo := twoNames(t)
@@ -63,7 +63,7 @@ func TestQueryParameterDoesNotNameAToken(t *testing.T) {
 	}
 }
 
-// TestOperatorPolicy gives an operator all but the tokens.
+// TestOperatorPolicy gives an operator a policy for everything but the tokens.
 func TestOperatorPolicy(t *testing.T) {
 	t.Parallel()
 	m, _, _ := twoNames(t)
@@ -90,8 +90,8 @@ path "%[1]s/status/*" { capabilities = ["read"] }
 	m.WantCodes(t, operator, map[string]int{"DELETE config/oslo": http.StatusNoContent})
 }
 
-// TestCreateAndUpdateDiffer shows that the policy for a new name is not the
-// one for a name that exists.
+// TestCreateAndUpdateDiffer shows that a new name takes the create capability, and
+// an existing one update.
 func TestCreateAndUpdateDiffer(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)

@@ -26,10 +26,9 @@ func expiresIn(text string) autopaysim.Fault {
 	return autopaysim.Fault{Kind: autopaysim.FaultOverride, ExpiresIn: json.RawMessage(text)}
 }
 
-// TestReaderErrors drives a reader without a live token into every row of the
-// error table that Autopay can cause. Each time the error comes with the time
-// of the next attempt, and readers who ask again get it at once: no request
-// leaves.
+// TestReaderErrors has Autopay cause every error that a reader without a live
+// token can get. Each error tells when the next attempt is. Readers who ask again
+// get the same error at once, without another request to Autopay.
 func TestReaderErrors(t *testing.T) {
 	t.Parallel()
 	const refused, failed = http.StatusBadGateway, http.StatusServiceUnavailable
@@ -118,7 +117,7 @@ func wantError(t *testing.T, m harness.Mount, path string, code int, texts ...st
 	return a
 }
 
-// wantCachedError reads the token again, 20 times, with the same outcome.
+// wantCachedError reads the token 20 more times, with the same outcome.
 func wantCachedError(t *testing.T, m harness.Mount, first harness.Answer) {
 	t.Helper()
 	for range 20 {
@@ -126,8 +125,8 @@ func wantCachedError(t *testing.T, m harness.Mount, first harness.Answer) {
 	}
 }
 
-// atMostOneASecond checks that requests to Autopay were at least a second
-// apart, less what the network may have brought them together.
+// atMostOneASecond checks that requests to Autopay were at least a second apart,
+// less 100 ms for the network.
 func atMostOneASecond(t *testing.T, p *harness.Autopay, cred harness.Credential) {
 	t.Helper()
 	var last time.Time
@@ -142,7 +141,7 @@ func atMostOneASecond(t *testing.T, p *harness.Autopay, cred harness.Credential)
 	}
 }
 
-// TestReaderErrorsOfConnections are those without an answer.
+// TestReaderErrorsOfConnections does the same with hosts that never answer.
 func TestReaderErrorsOfConnections(t *testing.T) {
 	t.Parallel()
 	gone := httptest.NewServer(http.NotFoundHandler())
@@ -164,7 +163,7 @@ func TestReaderErrorsOfConnections(t *testing.T) {
 	}
 }
 
-// TestNotConfigured is told apart from a provider's fault, and says what to do.
+// TestNotConfigured reads names that don't exist. The errors say what to do.
 func TestNotConfigured(t *testing.T) {
 	t.Parallel()
 	m := harness.Enable(t, harness.SharedVault(t))
@@ -179,22 +178,22 @@ func TestNotConfigured(t *testing.T) {
 	}
 }
 
-// TestRequestLimit uses up a limit of one request: nobody gets another, reader
-// or operator, until the operator raises it.
+// TestRequestLimit uses up a limit of one request. Neither readers nor operators
+// cause another one until the operator raises the limit.
 func TestRequestLimit(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
 	m.MustWrite(t, "config", cred.Config("token_request_limit", 1))
 	token := m.Token(t, "").AccessToken
 
-	// A write that needs a proof is refused and changes nothing.
+	// A write that needs a request is refused and changes nothing.
 	p.SetClient(cred.ID, cred.Secret+"2")
 	m.Write(t, "config", harness.Fields("client_secret", cred.Secret+"2")).Want(t, "config write at the limit", http.StatusServiceUnavailable, "limit")
 	if m.Token(t, "").AccessToken != token {
 		t.Error("a refused write changed the token")
 	}
 
-	// A reader without a live token waits until tomorrow.
+	// A reader without a live token is told to come back in 24 h.
 	m.MustWrite(t, "config", harness.Fields("client_secret", cred.Secret+"2", "verify", false))
 	a := wantError(t, m, "token", http.StatusServiceUnavailable, "limit of 1 ")
 	allowed := harness.Timestamp(t, rfc3339.FindString(a.Errors()))

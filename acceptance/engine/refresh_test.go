@@ -11,8 +11,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestRefreshWithoutReaders leaves a credential alone until its token is due:
-// at that second there is a new one, and one read finds it.
+// TestRefreshWithoutReaders does not read a credential until its token is due. The
+// token is replaced at that second, and one read finds the new one.
 func TestRefreshWithoutReaders(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -42,8 +42,8 @@ func TestRefreshWithoutReaders(t *testing.T) {
 	}
 }
 
-// TestReadersNeverWait lets a refresh hang: every read meanwhile is answered
-// at once with the live token.
+// TestReadersNeverWait makes a refresh slow. Every read during it is answered at
+// once with the live token.
 func TestReadersNeverWait(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -73,9 +73,9 @@ func TestReadersNeverWait(t *testing.T) {
 	p.WantRequests(t, cred, 2)
 }
 
-// TestOutage takes the provider away under a live token: it is served with a
-// warning for as long as it lives, then readers get a 503; and the credential
-// heals when the provider does.
+// TestOutage takes Autopay down while there is a live token. The token is served
+// with a warning as long as it lives; then readers get a 503. When Autopay is back
+// the credential recovers.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -117,7 +117,7 @@ func TestOutage(t *testing.T) {
 	}
 	atMostOneASecond(t, p, cred)
 
-	// It heals without a reader.
+	// It recovers without a reader.
 	p.SetFault(autopaysim.Fault{})
 	harness.Eventually(t, 15*time.Second, "no attempt after the outage", func() bool { return p.Issued(cred.ID) == 2 })
 	harness.Eventually(t, time.Second, "the new token is not served", func() bool { return m.Read(t, "token").Status == http.StatusOK })

@@ -20,8 +20,8 @@ func keysOf(object map[string]any) string {
 	return strings.Join(slices.Sorted(maps.Keys(object)), " ")
 }
 
-// TestTokenShape holds the token's answer to its contract, byte for byte where
-// consumers depend on it.
+// TestTokenShape checks the exact form of a token's answer, which consumers depend
+// on.
 func TestTokenShape(t *testing.T) {
 	t.Parallel()
 	m, _, cred := harness.Setup(t)
@@ -61,7 +61,7 @@ func TestTokenShape(t *testing.T) {
 	}
 }
 
-// TestConfigShape reads a config, as created and as changed.
+// TestConfigShape reads a config after it was created and after each update.
 func TestConfigShape(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
@@ -107,8 +107,8 @@ func TestConfigShape(t *testing.T) {
 	p.WantRequests(t, cred, 1)
 }
 
-// TestStatusShape reads the health of a name before it is configured, before
-// its first token, and with one.
+// TestStatusShape reads the status of a name before it is configured, before its
+// first token, and with a token.
 func TestStatusShape(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)

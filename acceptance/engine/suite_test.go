@@ -1,8 +1,8 @@
 //go:build acceptance
 
-// Package engine holds what the plugin does in a real Vault server: a
-// credential's life, the form of every answer, errors, policies, refreshes and
-// outages, restarts and upgrades, and that no secret ever shows.
+// Package engine tests what the plugin does in a real Vault server: a credential's
+// whole life, the form of every answer, errors, policies, refreshes and outages,
+// restarts and upgrades, and that secrets stay secret.
 package engine
 
 import (

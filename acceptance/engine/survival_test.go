@@ -12,8 +12,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestTokenSurvives puts a server and its plugin through all that ends a
-// process: the same token goes on, and Autopay is asked for nothing.
+// TestTokenSurvives restarts the server and the plugin in every way there is. The
+// same token is served after each, and Autopay is not asked.
 func TestTokenSurvives(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -51,8 +51,8 @@ func TestTokenSurvives(t *testing.T) {
 	}
 }
 
-// TestDeadTokenIsNotRevived keeps a server sealed while its token expires: the
-// first read after that gets a new one.
+// TestDeadTokenIsNotRevived keeps a server sealed while its token expires. The
+// first read after the unseal gets a new one.
 func TestDeadTokenIsNotRevived(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -72,9 +72,9 @@ func TestDeadTokenIsNotRevived(t *testing.T) {
 	p.WantRequests(t, cred, 2)
 }
 
-// TestKilledWhileProving loses the plugin between the request of a config write
-// and Autopay's answer: the old credential and token go on, and the request is
-// in the ledger.
+// TestKilledWhileProving kills the plugin while a config write waits for Autopay's
+// answer. The old credential and its token stay in use, and the request is in the
+// ledger.
 func TestKilledWhileProving(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -96,7 +96,7 @@ func TestKilledWhileProving(t *testing.T) {
 	}()
 	harness.Eventually(t, 5*time.Second, "no request leaves", func() bool { return p.Requests(next.ID) == 1 })
 	m.KillPlugin(t)
-	// Vault answers 500, or sends the write again to the plugin's next process, where it times out.
+	// Vault answers 500, or sends the write again to the next plugin process, where it times out.
 	a := <-written
 	used, legal := map[int]int64{http.StatusInternalServerError: 2, http.StatusServiceUnavailable: 3}[a.Status]
 	if !legal {
@@ -114,8 +114,9 @@ func TestKilledWhileProving(t *testing.T) {
 	}
 }
 
-// TestTwoMountsTenNames shows that one process serves them all, each credential
-// on its own, and that the end of one mount touches no other.
+// TestTwoMountsTenNames shows that one process serves two mounts with ten
+// credentials each, that credentials don't affect each other, and that disabling
+// one mount doesn't affect the other.
 func TestTwoMountsTenNames(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -164,7 +165,7 @@ func TestTwoMountsTenNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(mounts[:1])
-	// What comes back at the path knows nothing of what was there.
+	// A new mount at the same path knows nothing of the old one.
 	again := harness.EnableAt(t, s, "parking")
 	again.Read(t, "token").Want(t, "token of a new mount", http.StatusBadRequest)
 }

@@ -10,19 +10,19 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestTLS reaches a stand-in whose certificate only ca_cert vouches for.
+// TestTLS uses a stand-in whose certificate is trusted through ca_cert only.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	p := harness.StartAutopayTLS(t)
 	m := harness.Enable(t, harness.SharedVault(t))
 	cred := p.NewCredential()
 
-	// The system's roots do not know it.
+	// The system's roots don't include it.
 	m.Write(t, "config", cred.Config()).Want(t, "write without ca_cert", http.StatusServiceUnavailable, "certificate", "verify=false")
 	m.MustWrite(t, "config/unproved", cred.Unverified())
 	wantError(t, m, "token/unproved", http.StatusServiceUnavailable, "certificate")
 
-	// Another authority, which is then the only one trusted.
+	// Another authority is then the only one that is trusted.
 	m.Write(t, "config", cred.Config("ca_cert", harness.OtherCert(t))).Want(t, "write with a foreign ca_cert", http.StatusServiceUnavailable)
 	if n := p.Requests(""); n != 0 {
 		t.Errorf("%d requests went to a host that is not trusted", n)
@@ -38,7 +38,7 @@ func TestTLS(t *testing.T) {
 	m.MustWrite(t, "config/several", cred.Config("ca_cert", harness.OtherCert(t)+p.CACert()))
 	p.WantRequests(t, cred, 2)
 
-	// A change of it must bring the secret; with it, the default is back.
+	// To change ca_cert, client_secret is required. Set to "" it restores the default.
 	old := m.Snapshot(t, p, cred)
 	m.Write(t, "config", harness.Fields("ca_cert", "")).Want(t, "ca_cert removed without client_secret", http.StatusBadRequest)
 	m.WantUnchanged(t, p, cred, old, 0)

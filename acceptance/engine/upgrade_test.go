@@ -9,19 +9,12 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// buildNext builds the plugin as another version beside the one under test,
-// and returns the name and checksum of the file.
-func buildNext(t *testing.T) (file, sha string) {
-	t.Helper()
-	file = harness.PluginName + "-" + harness.NextVersion
-	return file, harness.BuildVersion(t, filepath.Join(harness.PluginDir, file), harness.NextVersion)
-}
-
-// TestUpgradeInPlace puts the next version of the plugin in the place of this
-// one, and this one back: the same token goes on, Autopay is not asked.
+// TestUpgradeInPlace upgrades the plugin to another version and downgrades it again.
+// The same token is served after each step, and Autopay is not asked.
 func TestUpgradeInPlace(t *testing.T) {
 	t.Parallel()
-	file, sha := buildNext(t)
+	file := harness.PluginName + "-" + harness.NextVersion
+	sha := harness.BuildVersion(t, filepath.Join(harness.PluginDir, file), harness.NextVersion)
 	s := harness.StartVault(t)
 	m := harness.EnableAt(t, s, "autopay")
 	p := harness.StartAutopay(t)

@@ -1,7 +1,7 @@
 //go:build acceptance
 
-// Package release holds what a release consists of: its files, checksums and
-// versions, the installer, and the container image.
+// Package release tests what a release consists of: its files, checksums and
+// version, the installer, and the container image.
 package release
 
 import (

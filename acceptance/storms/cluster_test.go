@@ -13,10 +13,10 @@ import (
 
 const failovers = 5 // of each kind
 
-// TestFailoverStorm kills and steps down the active node of three, again and
-// again, under readers at all nodes. A token that is not due goes on; one that
-// is replaced every 10 s is replaced on time; and readers miss nothing but what
-// Vault itself is away for.
+// TestFailoverStorm kills the active node of three, and has it step down, again
+// and again while readers read at all nodes. A token that is not due stays the
+// same. A token with a period of 10 s is replaced on time. Readers go without a
+// token only while Vault itself is away.
 func TestFailoverStorm(t *testing.T) {
 	t.Parallel()
 	nodes := harness.StartCluster(t)
@@ -44,7 +44,7 @@ func TestFailoverStorm(t *testing.T) {
 	var ours, vaults, added time.Duration // the longest gaps
 	lose := func(how string, lose func(*harness.Server)) {
 		for round := range failovers {
-			time.Sleep(time.Second) // a time of peace, in which all nodes serve
+			time.Sleep(time.Second) // a pause in which all nodes answer
 			active := nodes.Active(t)
 			longBooks.since(time.Now())
 			vault.since(time.Now())
@@ -64,7 +64,7 @@ func TestFailoverStorm(t *testing.T) {
 		if err := active.Root().Sys().StepDownWithContext(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		harness.Eventually(t, harness.StartWithin, "the node goes on leading", func() bool { return nodes.Active(t) != active })
+		harness.Eventually(t, harness.StartWithin, "the node is still active", func() bool { return nodes.Active(t) != active })
 	})
 
 	s.stop()
@@ -92,8 +92,8 @@ func TestFailoverStorm(t *testing.T) {
 		ours.Round(10*time.Millisecond), vaults.Round(10*time.Millisecond), max(added, 0).Round(10*time.Millisecond), longBooks.own+shortBooks.own)
 }
 
-// TestRefreshDueDuringFailover kills the active node just before a token is
-// due: the next node replaces it once, and readers never have a dead one.
+// TestRefreshDueDuringFailover kills the active node just before a token is due.
+// The next node replaces the token once, and readers never get a dead one.
 func TestRefreshDueDuringFailover(t *testing.T) {
 	t.Parallel()
 	nodes := harness.StartCluster(t)
@@ -117,7 +117,7 @@ func TestRefreshDueDuringFailover(t *testing.T) {
 
 	harness.Eventually(t, 18*time.Second, "no new token", func() bool { return len(b.seen()) == 2 })
 	late := time.Since(due)
-	time.Sleep(3 * time.Second) // until 10 s after the new one, nothing is due
+	time.Sleep(3 * time.Second) // nothing is due until 10 s after the new token
 	s.stop()
 	b.check(t)
 	p.WantRequests(t, cred, 2)

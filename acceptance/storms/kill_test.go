@@ -17,11 +17,10 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// stormTime is how long the plugin is killed over and over. Two minutes with
+// stormTime is how long the plugin is killed over and over: 30 s, or the
+// duration in STORM, as in
 //
-//	STORM=2m go test -tags acceptance -count=1 -v -run TestPluginKilledAtRandom ./acceptance/
-//
-// and VAULT_BIN and PLUGIN_BIN set as `make acceptance` does.
+//	STORM=2m make acceptance SUITE=storms
 func stormTime(t *testing.T) time.Duration {
 	t.Helper()
 	given := os.Getenv("STORM")
@@ -41,12 +40,12 @@ const (
 	tightLimit  = 5               // requests that the ledger allows the second credential
 )
 
-// TestPluginKilledAtRandom kills the plugin at moments that a fixed seed
-// chooses, under readers, with tokens that are due every 5 s and a provider
-// that takes 0.7 s over each, so that requests are lost in flight as well. One
-// credential may ask as often as it needs: the stand-in bans it for a token
-// more than one per period and one per kill. The other has a limit that is
-// soon used up: the stand-in bans it for a token more than that.
+// TestPluginKilledAtRandom kills the plugin while readers read, at moments that a
+// fixed seed chooses. Tokens are due every 5 s and Autopay takes 0.7 s over each,
+// so some requests are lost in flight. One credential has no request limit; the
+// stand-in bans it when it gets more than one token per period and one per kill.
+// The other soon reaches its limit; the stand-in bans it when it gets more tokens
+// than that.
 func TestPluginKilledAtRandom(t *testing.T) {
 	t.Parallel()
 	length := stormTime(t)
@@ -122,7 +121,7 @@ func TestPluginKilledAtRandom(t *testing.T) {
 		if asked > want.most {
 			t.Errorf("%s: Autopay was asked %d times, at most %d are right", want.name, asked, want.most)
 		}
-		// A request under way is in storage, and in the status once it has ended.
+		// A request under way is in storage already, and in the status when it has ended.
 		harness.Eventually(t, 5*time.Second, fmt.Sprintf("%s: the ledger holds the %d requests that Autopay got", want.name, asked), func() bool {
 			return int(harness.Integer(t, m.Read(t, "status/"+want.name).Data, "token_requests_24h")) >= asked
 		})
@@ -141,8 +140,8 @@ func TestPluginKilledAtRandom(t *testing.T) {
 		freeBooks.end(time.Now()).Round(10*time.Millisecond))
 }
 
-// fromTheKill reports that an error is what Vault answers to a request whose
-// plugin process dies under it.
+// fromTheKill reports whether an error is what Vault answers when the plugin
+// process dies during a request.
 func fromTheKill(text string) bool {
 	return strings.HasPrefix(text, "500 ") && slices.ContainsFunc([]string{
 		"rpc error: code = Unavailable",

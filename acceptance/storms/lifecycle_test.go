@@ -13,8 +13,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestMountLifecycle tunes, moves, disables and re-enables a mount, while
-// another of the same process serves readers who notice nothing.
+// TestMountLifecycle tunes, moves, disables and re-enables a mount. Readers of
+// another mount in the same process notice nothing.
 func TestMountLifecycle(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)

@@ -11,16 +11,16 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// soonest is how long the end of a mount or a node may take while a request to
-// Autopay is under way: the engine lets go within a second, the rest is
-// Vault's.
+// soonest is how long it may take to disable a mount or to seal a node while a
+// request to Autopay is under way. The engine gives up the request within a
+// second; the rest is Vault's own.
 const soonest = 2 * time.Second
 
-// slow makes the provider take 3 s over each answer, longer than soonest.
+// slow makes Autopay take 3 s over each answer, which is longer than soonest.
 var slow = autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second}
 
-// TestSealDuringRequest seals the node while Autopay takes its time over a
-// request: the engine does not hold it up, and at most the one request is lost.
+// TestSealDuringRequest seals the node while Autopay is slow to answer a request.
+// The engine does not delay the seal, and at most that one request is lost.
 func TestSealDuringRequest(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -70,8 +70,8 @@ func TestSealDuringRequest(t *testing.T) {
 			}
 			served <- a
 		}()
-		// Vault lets requests under way end before it seals (vault/core.go,
-		// cancelCtxAndLock), so the reader is served and nothing is lost.
+		// Vault waits for requests under way before it seals (vault/core.go,
+		// cancelCtxAndLock), so the reader gets the token and nothing is lost.
 		figures[1] = seal(t, cred, 1, slow.Delay+soonest)
 		if a := <-served; a.Status != http.StatusOK {
 			t.Errorf("the reader got %v", a)

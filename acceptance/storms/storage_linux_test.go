@@ -14,9 +14,9 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// limitFiles sets the size up to which the server may write to a file: with 0
-// every write to its disk fails, whichever file system it is on, and no
-// privilege is needed for it. The end of the process ends the limit.
+// limitFiles sets the size that files of the server may grow to. With 0 every
+// write to its disk fails, on any file system, and it needs no privilege. The
+// limit ends with the process.
 func limitFiles(t *testing.T, s *harness.Server, size uint64) {
 	t.Helper()
 	limit := syscall.Rlimit{Cur: size, Max: ^uint64(0)}
@@ -27,11 +27,11 @@ func limitFiles(t *testing.T, s *harness.Server, size uint64) {
 	}
 }
 
-// TestDiskOfActiveNodeFails takes all writing from the active node of three.
-// The live token goes on being served, first by this node, then by the one
-// that Vault puts in its place; no request leaves that is not in the ledger, so
-// that the refresh which came in between asks Autopay once. With its disk back
-// the node serves as before.
+// TestDiskOfActiveNodeFails makes every write of the active node of three fail.
+// This node goes on serving the live token, and so does the one that Vault puts
+// in its place. A request that can't be entered in the ledger is not sent, so the
+// refresh that falls due meanwhile asks Autopay once. When its disk works again,
+// the node serves the new token.
 func TestDiskOfActiveNodeFails(t *testing.T) {
 	t.Parallel()
 	nodes := harness.StartCluster(t)
@@ -63,7 +63,7 @@ func TestDiskOfActiveNodeFails(t *testing.T) {
 	if nodes.Active(t) == sick {
 		t.Error("the node without a disk still leads")
 	}
-	// Vault may have ended by itself: raft can't go on without a disk.
+	// Vault may have ended by itself, because raft can't work without a disk.
 	sick.End(syscall.SIGKILL)
 	sick.Restart(t, syscall.SIGKILL)
 	if now := m.On(sick).Token(t, "").AccessToken; now != b.seen()[1] {
@@ -80,12 +80,12 @@ func TestDiskOfActiveNodeFails(t *testing.T) {
 		b.good, b.dead, gap.Round(10*time.Millisecond), late.Round(10*time.Millisecond), p.Requests(cred.ID))
 }
 
-// maxEntry is the smallest max_entry_size in which Vault's own entries fit.
+// maxEntry is the smallest max_entry_size that Vault's own entries fit in.
 const maxEntry = "16384"
 
-// TestStorageRefusesWrites makes Vault's storage refuse what the engine
-// writes, by size: a write is answered with a 500 that names the operation and
-// changes nothing, and a token that can't be stored is served from memory.
+// TestStorageRefusesWrites makes Vault's storage refuse large entries. A config
+// that can't be stored is answered with a 500 that names the operation, and
+// changes nothing. A token that can't be stored is served from memory.
 func TestStorageRefusesWrites(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -105,8 +105,8 @@ func TestStorageRefusesWrites(t *testing.T) {
 	}
 	m.WantUnchanged(t, p, cred, old, 0)
 
-	// A token that can't be stored: it is served from memory, and Autopay is
-	// not asked for another.
+	// A token that can't be stored is served from memory, and Autopay is not asked
+	// for another one.
 	big := strings.Repeat("a", 20_000)
 	p.SetFault(autopaysim.Fault{
 		Kind: autopaysim.FaultBody, Times: 1,
@@ -116,8 +116,8 @@ func TestStorageRefusesWrites(t *testing.T) {
 	harness.Eventually(t, 2*time.Second, "the new token is not served", func() bool { return m.Token(t, "").AccessToken == big })
 	p.WantRequests(t, cred, 2)
 
-	// It is due again after 5 s. The ledger can't be stored, so nothing leaves,
-	// and readers are told why.
+	// The token is due again after 5 s. The ledger can't be stored, so no request is
+	// sent, and a warning tells readers why.
 	harness.Eventually(t, 8*time.Second, "no warning", func() bool { return m.Read(t, "token").Warnings() != "" })
 	if a := m.Read(t, "token"); !strings.Contains(a.Warnings(), notStored) || a.Data["access_token"] != big {
 		t.Errorf("read: warnings %.300q, want one that names the operation", a.Warnings())
@@ -127,7 +127,8 @@ func TestStorageRefusesWrites(t *testing.T) {
 	}
 	p.WantRequests(t, cred, 2)
 
-	// With room again, one request makes up for the token that only memory had.
+	// Once storage takes large entries again, one request replaces the token that
+	// was in memory only.
 	restartWith(t, s, "")
 	if now := m.Token(t, "").AccessToken; !p.Valid(now) {
 		t.Error("a dead token is served")
@@ -141,8 +142,8 @@ func TestStorageRefusesWrites(t *testing.T) {
 		"from memory, no request while the ledger can't be stored; %d requests in all, with room again", asked)
 }
 
-// restartWith restarts the server with a line added to its storage stanza, in
-// the place of the one added before.
+// restartWith restarts the server with a line added to its storage stanza. It
+// replaces the line added before.
 func restartWith(t *testing.T, s *harness.Server, line string) {
 	t.Helper()
 	s.Reconfigure(t, func(config string) string {
@@ -151,7 +152,7 @@ func restartWith(t *testing.T, s *harness.Server, line string) {
 	})
 }
 
-// notStored names the operation where a token can't be stored.
+// notStored is in the error of a token that can't be stored.
 const notStored = "storing the token entry"
 
 const addedLine = "# added:\n"

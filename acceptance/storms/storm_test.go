@@ -18,11 +18,11 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// readPause is how long a reader of a storm rests between two reads: the
-// machine is shared with the servers.
+// readPause is how long a reader waits between two reads, because it shares the
+// machine with the servers.
 const readPause = 10 * time.Millisecond
 
-// gaps finds the longest time between two good events.
+// gaps finds the longest time between two good reads.
 type gaps struct {
 	mu      sync.Mutex // guards what follows
 	good    int
@@ -40,28 +40,28 @@ func (g *gaps) mark(now time.Time) {
 	g.last = now
 }
 
-// since forgets the gaps so far, and counts the next from now.
+// since forgets the gaps so far and starts again.
 func (g *gaps) since(now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.longest, g.last = 0, now
 }
 
-// end returns the longest gap, the one that has not ended included.
+// end returns the longest gap, including one that is still open.
 func (g *gaps) end(now time.Time) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return max(g.longest, now.Sub(g.last))
 }
 
-// storm is readers that read all the time, and the books on what they got.
+// storm is readers that read all the time.
 type storm struct {
 	ctx     context.Context //nolint:containedctx // the readers' own, ended by stop
 	cancel  context.CancelFunc
 	readers sync.WaitGroup
 }
 
-// books are kept of the reads of one credential.
+// books records what readers of one credential got.
 type books struct {
 	gaps
 	p *harness.Autopay
@@ -73,8 +73,8 @@ type books struct {
 	errors map[string]int
 }
 
-// startStorm makes a storm without readers. It ends with the test at the
-// latest.
+// startStorm makes a storm without readers. It ends when stop is called, or with
+// the test.
 func startStorm(t *testing.T) *storm {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -88,7 +88,7 @@ func (s *storm) stop() {
 	s.readers.Wait()
 }
 
-// each runs n loops of read, with a pause after each round.
+// each runs n loops of read, with a pause after each read.
 func (s *storm) each(n int, read func(context.Context)) {
 	for range n {
 		s.readers.Go(func() {
@@ -105,8 +105,8 @@ func (s *storm) each(n int, read func(context.Context)) {
 	}
 }
 
-// read adds n readers of a path at a server, by the official client, whose
-// books are b. A token is checked when it is received.
+// read adds n readers of a path at a server, which use the official client and
+// record in b what they get. A token is checked as soon as it arrives.
 func (s *storm) read(n int, from *harness.Server, path string, b *books) {
 	client := from.Root()
 	s.each(n, func(ctx context.Context) {
@@ -118,7 +118,7 @@ func (s *storm) read(n int, from *harness.Server, path string, b *books) {
 	})
 }
 
-// control adds a reader of Vault's own, whose gaps are those of Vault itself.
+// control adds a reader of one of Vault's own paths, whose gaps are Vault's.
 func (s *storm) control(from *harness.Server, g *gaps) {
 	client := from.Root()
 	s.each(1, func(ctx context.Context) {
@@ -179,7 +179,7 @@ func (b *books) check(t *testing.T) {
 	}
 }
 
-// vaultsOwn reports that an error is what Vault answers, or no answer at all,
+// vaultsOwn reports whether an error is Vault's own: no answer, or what it answers
 // while its node stops, starts, or knows no active node.
 func vaultsOwn(err error) bool {
 	var answered *api.ResponseError
@@ -205,7 +205,7 @@ func vaultsOwn(err error) bool {
 	return false
 }
 
-// shortened is an error without what differs from one read to the next.
+// shortened returns the part of an error that is the same from read to read.
 func shortened(err error) string {
 	var answered *api.ResponseError
 	if errors.As(err, &answered) {
