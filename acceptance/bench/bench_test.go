@@ -59,8 +59,8 @@ func planned(t *testing.T) plan {
 	return p
 }
 
-// TestBench measures all there is and writes benchmarks.md and benchmarks.svg.
-// Nothing runs beside it, and its parts one after the other.
+// TestBench runs all measurements, one after the other, and writes benchmarks.md
+// and benchmarks.svg.
 func TestBench(t *testing.T) {
 	p := planned(t)
 	r := &report{plan: p, date: time.Now().UTC()}
@@ -118,8 +118,8 @@ func benchInProcess(t *testing.T, p plan, r *report) {
 
 const inMemory = "/dev/shm"
 
-// benchServer is a server that logs at this level and has no audit device. Its
-// data is in memory where fast is set and there is such a place: it is only waited for.
+// benchServer starts a server with the given log level and no audit device. If fast
+// is set its data is in memory, where the system has a directory for that.
 func benchServer(t *testing.T, name, level string, fast bool) *harness.Server {
 	t.Helper()
 	if _, err := os.Stat(inMemory); fast && err == nil {
@@ -137,7 +137,7 @@ func benchServer(t *testing.T, name, level string, fast bool) *harness.Server {
 	return s
 }
 
-// onlyPlugin is the id of the one process that serves the engine.
+// onlyPlugin returns the ID of the one process that serves the engine.
 func onlyPlugin(t *testing.T, s *harness.Server) int {
 	t.Helper()
 	pids := s.PluginPIDs(t)
@@ -147,7 +147,7 @@ func onlyPlugin(t *testing.T, s *harness.Server) int {
 	return pids[0]
 }
 
-// subjects mounts all that reads are compared with, the engine first.
+// subjects mounts everything that is compared, the engine first.
 func subjects(t *testing.T, m harness.Mount) []target {
 	t.Helper()
 	s := m.Server
@@ -204,7 +204,7 @@ func enableFloor(t *testing.T, s *harness.Server, token string) int {
 	return 0
 }
 
-// interleave measures all targets in each round, in an order that moves on from round to round.
+// interleave measures all targets in each round. Each round starts with the next target.
 func interleave(t *testing.T, p plan, targets []target, readers int) [][]round {
 	t.Helper()
 	results := make([][]round, len(targets))
@@ -217,7 +217,7 @@ func interleave(t *testing.T, p plan, targets []target, readers int) [][]round {
 	return results
 }
 
-// benchReads has the reads side by side, then the cold reads and those during a refresh.
+// benchReads compares the targets, then measures cold reads and reads during a refresh.
 func benchReads(t *testing.T, p plan, r *report) {
 	t.Helper()
 	s := benchServer(t, "reads", "warn", false)
@@ -250,8 +250,8 @@ func benchReads(t *testing.T, p plan, r *report) {
 
 const coldDelay = 200 * time.Millisecond
 
-// benchCold is what the first read of a credential stored unproved takes beyond
-// the time that the stand-in takes.
+// benchCold measures how much longer than Autopay's answer the first read of a
+// credential takes when it was stored with verify=false.
 func benchCold(t *testing.T, m harness.Mount, sim *harness.Autopay, n int) figure[time.Duration] {
 	t.Helper()
 	sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: coldDelay})
@@ -279,7 +279,7 @@ func benchCold(t *testing.T, m harness.Mount, sim *harness.Autopay, n int) figur
 	return over(added, func(d time.Duration) time.Duration { return d })
 }
 
-// duringRefresh compares reads while Autopay takes its time over a refresh with those before and after it.
+// duringRefresh compares reads during a slow refresh with those before and after it.
 type duringRefresh struct {
 	readers      int
 	delay        time.Duration
@@ -308,7 +308,7 @@ func benchRefresh(t *testing.T, m harness.Mount, sim *harness.Autopay, refreshes
 	d := duringRefresh{readers: readers, delay: delay, slowest: over(samples, func(s sample) time.Duration { return s.took }).most}
 	type pair struct{ steady, slow time.Duration }
 	var pairs []pair
-	rest := began // the time of rest before each refresh
+	rest := began // of the time without a refresh
 	for _, entry := range sim.Log() {
 		answered := entry.Time.Add(entry.Duration)
 		if entry.ClientID != cred.ID || entry.Time.Before(began) || answered.After(end) {

@@ -15,9 +15,9 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestBuilds compares builds of the plugin, for whoever tries to make it
-// faster: BENCH_BUILDS holds the paths of others than PLUGIN_BIN, with commas.
-// Each is a mount of one server, in a process of its own.
+// TestBuilds compares builds of the plugin, for anyone who tries to make it faster.
+// BENCH_BUILDS holds the paths of the other builds, separated by commas. Each build
+// is a mount of the same server, in a process of its own.
 func TestBuilds(t *testing.T) {
 	if os.Getenv("BENCH_BUILDS") == "" {
 		t.Fatal("BENCH_BUILDS is not set")

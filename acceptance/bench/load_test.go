@@ -21,13 +21,12 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// target is what a load reads: one server, and paths that the readers go
-// through in turn.
+// target is what a load reads: paths of one server, which the readers read in turn.
 type target struct {
 	name     string
 	server   *harness.Server
 	requests [][]byte // as sent over the wire
-	expect   []byte   // is in every good answer
+	expect   []byte   // a part of every good answer
 	plugin   int      // the process that answers; 0: the server itself
 }
 
@@ -40,7 +39,7 @@ func newTarget(name string, s *harness.Server, expect string, plugin int, paths 
 	return t
 }
 
-// round is what one load came to.
+// round is the result of one load.
 type round struct {
 	rate     float64       // reads a second
 	p50, p99 time.Duration // of a read, as the reader sees it
@@ -48,8 +47,8 @@ type round struct {
 	vault, plugin, reader time.Duration
 }
 
-// load has readers read in a closed loop, each on a connection of its own. The
-// reads of the warm-up are not counted.
+// load runs readers in a closed loop, each on a connection of its own. It does not
+// count the reads of the warm-up.
 func load(t *testing.T, on target, readers int, warm, measure time.Duration) round {
 	t.Helper()
 	var before, after [3]time.Duration
@@ -85,7 +84,7 @@ func readUntil(t *testing.T, on target, readers int, end time.Time, beside func(
 			}
 			defer r.conn.Close()
 			samples[i] = make([]sample, 0, 1<<14)
-			// A prime stride: each reader has an order of its own.
+			// With a prime stride each reader has an order of its own.
 			for n := i * len(on.requests) / readers; ; n += 7919 {
 				sent := time.Now()
 				if sent.After(end) {
@@ -107,7 +106,7 @@ func readUntil(t *testing.T, on target, readers int, end time.Time, beside func(
 	return slices.Concat(samples...)
 }
 
-// reader is an HTTP/1.1 client that does no more than the load needs: it
+// reader is an HTTP/1.1 client that does only what the load needs, because it
 // shares the machine with what it measures.
 type reader struct {
 	conn net.Conn
@@ -123,8 +122,8 @@ func dial(addr string) (*reader, error) {
 	return &reader{conn: conn, in: bufio.NewReader(conn)}, nil
 }
 
-// get sends a request and reads its answer, which must be a 200 with expect in
-// it. Answers of more than 2 KiB, which come in chunks, are not for it.
+// get sends a request and reads its answer, which must be a 200 that holds expect.
+// It can't read answers of more than 2 KiB, which come in chunks.
 func (r *reader) get(request, expect []byte) error {
 	if _, err := r.conn.Write(request); err != nil {
 		return err
@@ -164,7 +163,8 @@ func (r *reader) get(request, expect []byte) error {
 	return nil
 }
 
-// processorTimes of Vault, the plugin and this process, since they started.
+// processorTimes returns the processor time that Vault, the plugin and this process
+// have used since they started.
 func (on target) processorTimes(t *testing.T) [3]time.Duration {
 	t.Helper()
 	var self syscall.Rusage
@@ -190,8 +190,8 @@ func (on target) processorTimes(t *testing.T) [3]time.Duration {
 	return times
 }
 
-// memory is the resident memory of a process in MB: its own, without the
-// pages of its executable, which the kernel shares and drops as it likes.
+// memory returns the resident memory of a process in MB, without the pages of its
+// executable, which the kernel shares and drops as it likes.
 func memory(t *testing.T, pid int) float64 {
 	t.Helper()
 	return float64(harness.ProcStatus(t, pid, "RssAnon")) * 1024 / 1e6 // from KiB

@@ -18,7 +18,7 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// scale is one server with so many credentials or mounts, in one plugin process.
+// scale is one server with many credentials or mounts, in one plugin process.
 type scale struct {
 	mounts, names int // credentials, in all mounts together
 	rounds        []round
@@ -28,8 +28,8 @@ type scale struct {
 	tick          time.Duration         // the slowest of Vault's periodic calls; 0: none was seen
 }
 
-// benchScale has one server for each number of credentials, and one with many
-// mounts; the rounds of reads go from one to the next.
+// benchScale measures one server for each number of credentials, and one with many
+// mounts. The rounds of reads take turns between the servers.
 func benchScale(t *testing.T, p plan, r *report) {
 	t.Helper()
 	sim := harness.StartAutopayBanning(t, 0)
@@ -71,7 +71,8 @@ func benchScale(t *testing.T, p plan, r *report) {
 	}
 }
 
-// fill mounts and configures, with 32 writers, and returns the paths of the tokens.
+// fill mounts and configures the credentials, with 32 writers, and returns the paths
+// of their tokens.
 func fill(t *testing.T, s *harness.Server, sim *harness.Autopay, sc scale) []string {
 	t.Helper()
 	mounts := make([]harness.Mount, sc.mounts)
@@ -103,9 +104,9 @@ func fill(t *testing.T, s *harness.Server, sim *harness.Autopay, sc scale) []str
 	return paths
 }
 
-// watchTicks asks Vault how long its periodic calls take, until the function
-// that it returns is called and each server has made one. Vault counts all
-// mounts in one sample, of which ours is the slowest.
+// watchTicks asks Vault how long its periodic calls take. The function that it
+// returns ends this once each server has made one, and returns the slowest. Vault
+// counts all mounts in one sample; ours is the slowest of them.
 func watchTicks(t *testing.T, targets []target) func() []time.Duration {
 	t.Helper()
 	slowest := make([]time.Duration, len(targets))
@@ -136,7 +137,7 @@ func watchTicks(t *testing.T, targets []target) func() []time.Duration {
 	}
 }
 
-// slowestTick is the slowest periodic call in Vault's latest interval of 10 s; 0 if there was none.
+// slowestTick returns the slowest periodic call in Vault's latest interval of 10 s, or 0 if there was none.
 func slowestTick(s *harness.Server) time.Duration {
 	secret, err := s.Root().Logical().ReadRawWithData("sys/metrics", nil)
 	if err != nil {
@@ -161,8 +162,8 @@ func slowestTick(s *harness.Server) time.Duration {
 	return most
 }
 
-// unsealAndRead seals the server and measures from the unseal to the first
-// token, and how much of that came after Vault's own first answer.
+// unsealAndRead seals the server and measures the time from the unseal to the first
+// token, and how much of it was after Vault's own first answer.
 func unsealAndRead(t *testing.T, on target) (first, added time.Duration) {
 	t.Helper()
 	s := on.server
@@ -189,7 +190,7 @@ func unsealAndRead(t *testing.T, on target) (first, added time.Duration) {
 	return first, max(0, first-vault)
 }
 
-// firstAnswer asks every 2 ms until the answer is good, and returns when that was; 0: not within a minute.
+// firstAnswer sends a request every 2 ms and returns when the first good answer came, or 0 if none came within a minute.
 func firstAnswer(on target, request int, began time.Time) time.Duration {
 	for time.Since(began) < time.Minute {
 		client, err := dial(on.server.Addr)
@@ -213,7 +214,7 @@ type soaked struct {
 	reads     int
 	refreshes int
 	parts     []soakPart
-	// Goroutines of a plugin process after half a minute of this at most, and of the next one at the end.
+	// Goroutines of the first plugin process after half a minute at most, and of the second one at the end.
 	goroutines [2]int
 }
 
@@ -225,12 +226,12 @@ type soakPart struct {
 	openFiles int
 }
 
-// benchSoak reads for a long time while tokens are replaced all the time. What
-// the goroutines of the process are is asked with SIGQUIT, which ends it: once
-// early, of a first process, and once at the end.
+// benchSoak reads for a long time while tokens are replaced all the time. It counts
+// the goroutines with SIGQUIT, which ends the plugin process: once early, and once
+// at the end for the process that follows.
 func benchSoak(t *testing.T, p plan, r *report) {
 	t.Helper()
-	s := benchServer(t, "soak", "debug", true) // at warn the server drops the goroutines
+	s := benchServer(t, "soak", "debug", true) // at warn the server drops the list of goroutines
 
 	sim := harness.StartAutopayBanning(t, 0)
 	sim.SetLifetime(10 * time.Minute)
@@ -290,7 +291,7 @@ func countGoroutines(t *testing.T, s *harness.Server) int {
 		if log, err = os.ReadFile(s.Path("server.log")); err != nil {
 			return err
 		}
-		// Registers are the last that the runtime writes.
+		// The runtime writes the registers last.
 		if !bytes.Contains(log, []byte("rip ")) && !bytes.Contains(log, []byte("plugin process exited")) {
 			return errors.New("no end of the goroutines in the server's log")
 		}

@@ -35,24 +35,23 @@ func between(samples []sample, from, to time.Time) (times []time.Duration) {
 	return times
 }
 
-// quantile sorts the times and returns the one below which the part q of them
-// lies.
+// quantile sorts the times and returns their quantile q, such as 0.99.
 func quantile(times []time.Duration, q float64) time.Duration {
 	slices.Sort(times)
 	return times[int(float64(len(times)-1)*q)]
 }
 
-// TestSlowRefresh has 200 readers in a closed loop while every refresh takes
-// the provider 5 s, and the next is due 2 s after. Each refresh is compared
-// with the times of rest before and after it, so that whatever else the machine
-// does meets both. It has the machine for itself: it is not parallel.
+// TestSlowRefresh has 200 readers in a closed loop while Autopay takes 5 s over
+// every refresh, and the next refresh is due 2 s later. Reads during each refresh
+// are compared with reads right before and after it, so that other load on the
+// machine affects both. It needs the machine for itself, so it is not parallel.
 func TestSlowRefresh(t *testing.T) {
 	const (
 		readers = 200
 		rounds  = 5
 		delay   = 5 * time.Second
 		period  = 7 * time.Second
-		most    = 1.5 // p99 during a refresh, in parts of the steady p99
+		most    = 1.5 // ratio of the p99 during a refresh to the steady p99
 	)
 	m := harness.EnableAt(t, harness.StartVault(t), "autopay")
 	quieten(t, m.Server)
@@ -82,8 +81,8 @@ func TestSlowRefresh(t *testing.T) {
 			}
 		})
 	}
-	began := time.Now().Add(time.Second) // once all connections stand
-	// The first request proved the config; the last slow one ends the run.
+	began := time.Now().Add(time.Second) // when all connections are open
+	// The first request was that of the config write; the last slow one ends the run.
 	harness.Eventually(t, period*(rounds+1)+10*time.Second, "too few refreshes", func() bool { return p.Requests(cred.ID) == rounds+2 })
 	stop()
 	loops.Wait()
@@ -95,7 +94,7 @@ func TestSlowRefresh(t *testing.T) {
 	}
 	var ratios []float64
 	var steady50, steady99, slow50, slow99 []time.Duration
-	rest := began // the time of rest before each refresh
+	rest := began // of the time without a refresh
 	for round, refresh := range p.Log()[1 : rounds+1] {
 		answered := refresh.Time.Add(refresh.Duration)
 		due := refresh.Time.Truncate(time.Second).Add(period)
@@ -122,7 +121,8 @@ func TestSlowRefresh(t *testing.T) {
 		ratio, rounds, slowest.took.Round(time.Millisecond))
 }
 
-// quieten ends the trace log and the audit: hundreds of megabytes here.
+// quieten turns off the trace log and the audit, which would be hundreds of
+// megabytes here.
 func quieten(t *testing.T, s *harness.Server) {
 	t.Helper()
 	if _, err := s.Root().Logical().WriteWithContext(t.Context(), "sys/loggers", map[string]any{"level": "info"}); err != nil {
@@ -133,8 +133,8 @@ func quieten(t *testing.T, s *harness.Server) {
 	}
 }
 
-// plainClient is the official client without the suite's witness, which takes
-// as long as Vault does. It keeps a connection for each of n readers.
+// plainClient returns the official client without the search for secrets, which
+// takes as long as Vault itself. It keeps a connection for each of n readers.
 func plainClient(t *testing.T, s *harness.Server, n int) *api.Client {
 	t.Helper()
 	transport := &http.Transport{MaxIdleConnsPerHost: n}

@@ -56,8 +56,8 @@ template {
 	}
 }
 
-// TestExamplePrometheusLogin runs the agent of examples/prometheus, and asks
-// as Prometheus does with the Vault token that it left: Authorization: Bearer.
+// TestExamplePrometheusLogin runs the agent of examples/prometheus, and scrapes as
+// Prometheus does with the Vault token that the agent wrote.
 func TestExamplePrometheusLogin(t *testing.T) {
 	t.Parallel()
 	m, _, _ := harness.Setup(t)
@@ -112,7 +112,7 @@ func newAppRole(t *testing.T, s *harness.Server, dir, rules string) appRoleLogin
 	}
 }
 
-// runAgent runs vault agent until it has logged in and rendered once.
+// runAgent runs vault agent until it has logged in and rendered its template once.
 func runAgent(t *testing.T, s *harness.Server, dir, config string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

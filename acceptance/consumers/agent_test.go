@@ -25,8 +25,8 @@ func exampleVault(t *testing.T) harness.Mount {
 	return harness.EnableAt(t, harness.StartVault(t), "autopay")
 }
 
-// appRole runs the example's set-up script and returns the directory with
-// what Agent needs to log in.
+// appRole runs the example's setup script and returns the directory with what
+// Agent needs to log in.
 func appRole(t *testing.T, s *harness.Server, role, policy string, operator ...string) string {
 	t.Helper()
 	bin, dir := t.TempDir(), filepath.Join(t.TempDir(), "etc")
@@ -44,7 +44,7 @@ func appRole(t *testing.T, s *harness.Server, role, policy string, operator ...s
 	return dir
 }
 
-// login uses what appRole left.
+// login logs in with what appRole wrote, and returns the Vault token.
 func login(t *testing.T, s *harness.Server, dir string) string {
 	t.Helper()
 	ids := map[string]any{}
@@ -59,8 +59,8 @@ func login(t *testing.T, s *harness.Server, dir string) string {
 	return secret.Auth.ClientToken
 }
 
-// startAgent runs the real agent with an example's file, in which each
-// old text, which must be there, gives way to a new one.
+// startAgent runs the real agent with an example's file, in which it replaces each
+// old text, which must be there, by a new one.
 func startAgent(t *testing.T, s *harness.Server, example string, oldNew ...string) {
 	t.Helper()
 	config := string(harness.ReadFile(t, "../../examples/agent/"+example))
@@ -104,7 +104,7 @@ func startAgent(t *testing.T, s *harness.Server, example string, oldNew ...strin
 	})
 }
 
-// holder is where Agent puts a token, watched from outside.
+// holder watches a place where Agent puts the token.
 type holder struct {
 	p      *harness.Autopay
 	client string
@@ -170,9 +170,9 @@ func (h *holder) issued() int {
 	return h.before + len(h.tokens)
 }
 
-// check fails the test for what no application may ever see, and returns how
-// long a token was out of date at most: from Autopay's answer with the next one
-// until that was there. The watch is over, and ended with the newest token.
+// check fails the test for what no application may ever see. It returns the longest
+// time for which a token was out of date: from Autopay's answer with the next token
+// until that was in place. The watch must have ended with the newest token.
 func (h *holder) check(t *testing.T, answered []time.Time) (stale time.Duration) {
 	t.Helper()
 	if h.dead > 0 || h.late > 0 || h.gone > 0 {
@@ -190,7 +190,7 @@ func (h *holder) check(t *testing.T, answered []time.Time) (stale time.Duration)
 	return stale
 }
 
-// issues returns when each token of a client was asked for, and when it was
+// issues returns when each token of a client was requested, and when Autopay
 // answered.
 func issues(p *harness.Autopay, client string) (asked, answered []time.Time) {
 	for _, e := range p.Log() {
@@ -201,10 +201,10 @@ func issues(p *harness.Autopay, client string) (asked, answered []time.Time) {
 	return asked, answered
 }
 
-// checkReads holds an agent's reads to the rule: the next read is ttl + 1 s
-// after the last, so one for each token; two where Autopay took some seconds
-// over the next one. It returns the reads of each token, and by how much the
-// next one was late.
+// checkReads checks that each read of an agent comes ttl + 1 s after the one
+// before. So it reads each token once, or twice if Autopay took seconds over the
+// next one. It returns the number of reads of each token, and how late the next
+// token was.
 func checkReads(t *testing.T, reads []harness.AuditedRead, period time.Duration, asked, answered []time.Time) (counts []int, lates []time.Duration) {
 	t.Helper()
 	for i, read := range reads {
@@ -223,11 +223,11 @@ func checkReads(t *testing.T, reads []harness.AuditedRead, period time.Duration,
 
 	prompt, slow := 0, 0
 	for i := range min(len(counts), len(answered)) - 1 {
-		// A token is due by whole seconds after it was asked for.
+		// A token is due a whole number of seconds after it was requested.
 		late := answered[i+1].Sub(asked[i].Truncate(time.Second).Add(period)).Round(10 * time.Millisecond)
 		lates = append(lates, late)
 		switch {
-		case late < 700*time.Millisecond: // the engine has it stored when Agent comes, at due + 1 s
+		case late < 700*time.Millisecond: // the engine has stored it when Agent reads, 1 s after it was due
 			prompt++
 			if counts[i] != 1 {
 				t.Errorf("%d reads of token %d, want 1", counts[i], i)
@@ -245,16 +245,16 @@ func checkReads(t *testing.T, reads []harness.AuditedRead, period time.Duration,
 	return counts, lates
 }
 
-// agentExamples are the examples' files, each with what it says and the test
-// must say otherwise.
+// agentExamples are the examples' files, each with the path in it that the test
+// replaces.
 var agentExamples = map[string]string{
 	"agent-template.hcl": "/run/shop/autopay-token",
 	"agent-exec.hcl":     "/usr/local/bin/shop",
 }
 
-// startExamples runs an agent with each of the examples' files, as AppRoles of
-// the files' names, and returns the file with the token and the child with it in
-// its environment.
+// startExamples runs an agent with each of the examples' files. Each logs in with
+// an AppRole named after its file. It returns the file that holds the token, and
+// the child process with the token in its environment.
 func startExamples(t *testing.T, m harness.Mount, p *harness.Autopay, cred harness.Credential) (file, child *holder) {
 	t.Helper()
 	dir := t.TempDir()
@@ -285,16 +285,16 @@ func reach(t *testing.T, n int, file, child *holder) {
 	})
 }
 
-// TestExampleAgent runs Vault Agent with both of the examples' files, on one
-// credential: for a few rotations, through one at which Autopay is slow, and
-// through an outage across another. What it did is read from the audit log.
+// TestExampleAgent runs Vault Agent with both of the examples' files for a few
+// rotations, one of them with a slow Autopay and one during an outage. The audit
+// log tells what the agents did.
 func TestExampleAgent(t *testing.T) {
 	t.Parallel()
 	const period = 8 * time.Second
 	m, p := exampleVault(t), harness.StartAutopayBanning(t, 30)
 	p.SetLifetime(time.Minute)
 	cred := p.NewCredential()
-	// Unproved: the agents' own first read obtains the first token.
+	// With verify=false, the agents' first read obtains the first token.
 	m.MustWrite(t, "config", cred.Unverified("rotation_period", int(period.Seconds())))
 	file, child := startExamples(t, m, p, cred)
 	reads := func(example string) []harness.AuditedRead {
@@ -305,7 +305,7 @@ func TestExampleAgent(t *testing.T) {
 	p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second, Times: 1})
 	reach(t, 4, file, child)
 
-	// An outage across a rotation: it lasts until both have read twice in it.
+	// The outage begins before a rotation and lasts until both agents have read twice.
 	p.SetFault(harness.Down)
 	failing, held := p.Requests(cred.ID), p.Issued(cred.ID)
 	harness.Eventually(t, 30*time.Second, "no refresh fails", func() bool { return p.Requests(cred.ID) > failing })
@@ -338,9 +338,9 @@ func TestExampleAgent(t *testing.T) {
 	}
 }
 
-// TestExampleAgentLongOutage has an outage outlive the token. Nobody can help
-// an application then: what it holds stays where it is, and is replaced without
-// anybody's doing when Autopay is back.
+// TestExampleAgentLongOutage has an outage that lasts longer than the token. The
+// dead token stays in place until Autopay is back, and is then replaced
+// automatically.
 func TestExampleAgentLongOutage(t *testing.T) {
 	t.Parallel()
 	m, p := exampleVault(t), harness.StartAutopayBanning(t, 30)

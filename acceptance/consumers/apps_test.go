@@ -16,7 +16,7 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestExampleApps runs the application of each language against a real Vault and the stand-in's protected resource.
+// TestExampleApps runs the application of each language against a real Vault and the stand-in's API.
 func TestExampleApps(t *testing.T) {
 	t.Parallel()
 	binary := filepath.Join(t.TempDir(), "app")
@@ -64,7 +64,7 @@ func TestExampleApps(t *testing.T) {
 	}
 }
 
-// appLife is the life of an application that has all it needs: each of its calls must be answered 200.
+// appLife is the life of an application that has the right policy. Each of its calls must be answered 200.
 type appLife struct {
 	exampleApp
 	*process
@@ -92,7 +92,7 @@ path "%[1]s/rotate" { capabilities = ["update"] }
 	return l
 }
 
-// rotations has three tokens replaced, or more, and the application's token for Vault too.
+// rotations waits until three tokens or more were replaced, and replaces the application's Vault token as well.
 func (l *appLife) rotations(t *testing.T) {
 	t.Helper()
 	l.calls(t, 1)
@@ -102,7 +102,7 @@ func (l *appLife) rotations(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	// At the end the application must have read just now: what follows is to be over before it does so again.
+	// Return right after a read, so that the next step is over before the application reads again.
 	l.vault.answered(t, max(4, l.vault.seen().answered+1))
 	lines := l.lines(t)
 	l.vault.mu.Lock()
@@ -111,12 +111,12 @@ func (l *appLife) rotations(t *testing.T) {
 	took := reads[len(reads)-1].Sub(reads[0]).Round(100 * time.Millisecond)
 	t.Logf("%d calls, %d reads of Vault in %v", len(lines), len(reads), took)
 	for i := range reads[1:] {
-		// At ttl+1 s, and ttl is never below 5. The shell counts whole seconds.
+		// The next read is after ttl + 1 s, and ttl is never below 5. The shell counts whole seconds.
 		if gap := reads[i+1].Sub(reads[i]); gap < 5*time.Second {
 			t.Errorf("read %d comes %v after the one before", i+2, gap)
 		}
 	}
-	// One read for each rotation. A busy machine may be late with one.
+	// There is one read per rotation. On a busy machine one may be late.
 	slices.Sort(tokens)
 	if n := len(slices.Compact(tokens)); n < len(reads)-1 {
 		t.Errorf("%d reads brought %d tokens", len(reads), n)
@@ -130,7 +130,8 @@ func (l *appLife) rotations(t *testing.T) {
 	}
 }
 
-// revoked ends the token before its time, when Vault has the next one: one read for all workers, one repeat for each.
+// revoked revokes the token when Vault already has the next one. All workers together read once, and each repeats its call
+// once.
 func (l *appLife) revoked(t *testing.T) {
 	t.Helper()
 	l.p.SetLifetime(time.Minute) // for what follows
@@ -150,7 +151,7 @@ func (l *appLife) revoked(t *testing.T) {
 	allAre(t, l.lines(t), "200")
 }
 
-// replaceSecret is the operator's way to a new token at once.
+// replaceSecret has the operator write a new secret, which replaces the token at once.
 func (l *appLife) replaceSecret(t *testing.T) {
 	t.Helper()
 	l.cred.Secret = harness.NewSecret()
@@ -158,7 +159,7 @@ func (l *appLife) replaceSecret(t *testing.T) {
 	l.m.MustWrite(t, "config", harness.Fields("client_secret", l.cred.Secret))
 }
 
-// vaultAway lets the next read hang, then fail, and those after it. Calls go on with the token in hand.
+// vaultAway makes the next read hang and then fail, and those after it fail. Calls continue with the token in hand.
 func (l *appLife) vaultAway(t *testing.T) {
 	t.Helper()
 	before := l.vault.seen()
@@ -189,8 +190,8 @@ func (l *appLife) vaultAway(t *testing.T) {
 	allAre(t, l.lines(t), "200")
 }
 
-// asksForAnother ends the token that is still Vault's. The application asks for its rotation; the token is too young for
-// that, but something else replaces it just then.
+// asksForAnother revokes the token that Vault still has. The application asks Vault to rotate it. The token is too young for
+// that, but the operator replaces it at the same time.
 func (l *appLife) asksForAnother(t *testing.T) {
 	t.Helper()
 	before, refused := l.vault.seen(), l.p.Stats().ResourceRefused
@@ -221,7 +222,7 @@ func (l *appLife) end(t *testing.T) {
 	t.Helper()
 	lines := l.process.end(t, true)
 	allAre(t, lines, "200")
-	// Each 401 was followed by one repeat, and nothing else was asked.
+	// Each 401 was followed by one repeated call, and there were no other calls.
 	stats := l.p.Stats()
 	if stats.ResourceRequests != len(lines)+stats.ResourceRefused {
 		t.Errorf("%d requests to the API for %d calls and %d answers 401",
@@ -242,8 +243,8 @@ func (l *appLife) end(t *testing.T) {
 		len(lines), stats.ResourceRefused, stats.DeadTokensSeen, audited)
 }
 
-// losesItsToken ends the token of an application that may not ask for another: it gives up with the 401, and leaves
-// Vault in peace.
+// losesItsToken revokes the token of an application whose policy does not allow it to rotate. The application passes the 401
+// on and does not ask Vault again.
 func (app exampleApp) losesItsToken(t *testing.T, m harness.Mount) {
 	t.Helper()
 	p := harness.StartAutopay(t)

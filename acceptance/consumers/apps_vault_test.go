@@ -27,7 +27,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// appVault stands between one application and Vault. It counts what the application asks for, and meddles with it.
+// appVault is a proxy between one application and Vault. It counts the requests, and a test can interfere with them.
 type appVault struct {
 	web   *httptest.Server
 	proxy *httputil.ReverseProxy
@@ -79,7 +79,7 @@ func (v *appVault) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// note takes down the token that an answer brings.
+// note records the token in an answer.
 func (v *appVault) note(resp *http.Response) error {
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
@@ -113,7 +113,7 @@ func (v *appVault) seen() seen {
 	return seen{len(v.reads), v.rotates, len(v.tokens), v.most}
 }
 
-// held is the token that the application holds: the last that it was given.
+// held is the token that the application holds, which is the last one that it got.
 func (v *appVault) held() string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -128,7 +128,7 @@ func (v *appVault) answered(t *testing.T, n int) {
 
 const postBody = "a body that must come again after a 401"
 
-// post is the protected resource as a POST: only one with the right body comes so far that its token counts.
+// post serves the API as a POST. It checks the token only if the body is the right one.
 func post(t *testing.T, p *harness.Autopay) (address string) {
 	t.Helper()
 	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -149,12 +149,12 @@ type exampleApp struct {
 	needs   []string   // programs
 	check   [][]string // commands that must succeed
 	run     []string
-	waits   bool   // for Vault at each re-read, for it does one thing at a time
+	waits   bool   // makes no calls while it reads the token, because it does one thing at a time
 	spied   string // a program whose arguments, which all users of a machine can see, must hold no token
 	workers int
 }
 
-// available skips the test where a program is missing, which CI does not forgive.
+// available skips the test if a program is missing. In CI it fails the test.
 func (app exampleApp) available(t *testing.T) {
 	t.Helper()
 	for _, program := range app.needs {
@@ -255,7 +255,8 @@ func (a *process) calls(t *testing.T, n int) []string {
 	return lines
 }
 
-// end waits until the application has ended, told to if stop is set, and returns its lines. It must have shown no token.
+// end waits until the application has ended and returns its lines, in which no token may show. If stop is set it ends the
+// application.
 func (a *process) end(t *testing.T, stop bool) []string {
 	t.Helper()
 	if stop {
@@ -286,7 +287,7 @@ func (a *process) end(t *testing.T, stop bool) []string {
 	return lines
 }
 
-// allAre fails the test if a call had another outcome than a line that holds all of wants.
+// allAre fails the test unless each line, which is the outcome of one call, holds all of wants.
 func allAre(t *testing.T, lines []string, wants ...string) {
 	t.Helper()
 	others := slices.DeleteFunc(slices.Clone(lines), func(line string) bool {

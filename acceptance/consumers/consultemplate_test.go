@@ -18,8 +18,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// consulTemplate is consul-template's own code that reads a secret and says
-// how long it will wait, built from the module in consultemplate/.
+// consulTemplate is a program built from the module in consultemplate/. It reads a
+// secret with consul-template's own code and prints how long that would wait.
 type consulTemplate string
 
 func buildConsulTemplate(t *testing.T, modfile string) consulTemplate {
@@ -32,7 +32,7 @@ func buildConsulTemplate(t *testing.T, modfile string) consulTemplate {
 	return consulTemplate(bin)
 }
 
-// wait has it read a path with a token; what it says when it fails is err.
+// wait has it read a path with a token. On failure it returns what the program says.
 func (c consulTemplate) wait(t *testing.T, m harness.Mount, token, path string) (wait time.Duration, err string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), string(c), m.At+"/"+path)
@@ -53,8 +53,8 @@ func (c consulTemplate) wait(t *testing.T, m harness.Mount, token, path string) 
 
 var consulTemplateVersion = regexp.MustCompile(`github.com/hashicorp/consul-template (v\S+)`)
 
-// TestConsulTemplateIsVaults shows that go.mod pins the version of the Vault
-// under test.
+// TestConsulTemplateIsVaults checks that go.mod pins the same version of
+// consul-template as the Vault under test.
 func TestConsulTemplateIsVaults(t *testing.T) {
 	t.Parallel()
 	var versions []string
@@ -67,9 +67,8 @@ func TestConsulTemplateIsVaults(t *testing.T) {
 	}
 }
 
-// TestConsulTemplateWait asks consul-template itself, in the version that this
-// Vault's Agent is made of and in the newest, when it would come back, at each
-// stage of a token's life.
+// TestConsulTemplateWait asks consul-template, in the version of this Vault's Agent
+// and in the newest one, when it would read again at each stage of a token's life.
 func TestConsulTemplateWait(t *testing.T) {
 	t.Parallel()
 	versions := map[string]consulTemplate{
@@ -84,7 +83,7 @@ func TestConsulTemplateWait(t *testing.T) {
 		period      int
 		lifetime    time.Duration
 		fault       autopaysim.Fault // after the first token
-		requests    int              // so many, and this state, are waited for
+		requests    int              // the test waits for so many, and for this state
 		state       string
 		heals       bool
 		least, most time.Duration // none: it must fail

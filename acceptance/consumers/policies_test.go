@@ -10,14 +10,13 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// examplePolicy returns a token that holds a policy of the examples alone.
+// examplePolicy returns a token whose only policy is one of the examples'.
 func examplePolicy(t *testing.T, m harness.Mount, file string) string {
 	t.Helper()
 	return m.TokenFor(t, example(t, "policies/"+file))
 }
 
-// TestExamplePolicies tries each policy on all that it should allow and on
-// what it must not.
+// TestExamplePolicies tries what each policy should allow, and what it must not.
 func TestExamplePolicies(t *testing.T) {
 	t.Parallel()
 	m, p := exampleVault(t), harness.StartAutopay(t)
@@ -67,12 +66,12 @@ func TestExamplePolicies(t *testing.T) {
 			"GET metrics":      ok,
 			"PUT rotate":       ok,
 			"PUT rotate/oslo":  ok,
-			"PUT config/new":   http.StatusBadRequest, // it may, and client_id is missing
+			"PUT config/new":   http.StatusBadRequest, // allowed, but client_id is missing
 			"DELETE config/no": http.StatusNoContent,
 			"GET token":        no,
 			"GET token/oslo":   no,
 		},
-		// Nobody's entity: the operators' policy gives nothing.
+		// The token has no entity, so this policy allows nothing.
 		"parking-operators.hcl": {
 			"GET token":      no,
 			"GET token/":     no,

@@ -75,7 +75,7 @@ func TestExampleTerraform(t *testing.T) {
 			b.AccessToken != first.AccessToken, b.RotationPeriod)
 	}
 
-	// What was changed behind its back it puts right, without a request.
+	// Terraform undoes a change made by hand, without a request to Autopay.
 	m.MustWrite(t, "config/oslo", harness.Fields("rotation_period", 60))
 	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 2 {
 		t.Errorf("plan after a change by hand: exit code %d, want 2\n%s", code, out)
@@ -97,15 +97,16 @@ func TestExampleTerraform(t *testing.T) {
 	}
 }
 
-// TestExampleTerraformCalls makes the calls that the provider makes, for where there
-// is no terraform. Source: terraform-provider-vault, vault/resource_generic_endpoint.go.
+// TestExampleTerraformCalls makes the calls that the provider makes, so that they
+// are tested without terraform. Source: terraform-provider-vault,
+// vault/resource_generic_endpoint.go.
 func TestExampleTerraformCalls(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
 	data := cred.Config("rotation_period", json.Number("0"), "token_request_limit", json.Number("100"))
 
-	// genericEndpointResourceRead lays what a read shows over what was given; the
-	// plan is empty if that changes nothing.
+	// genericEndpointResourceRead overwrites what was given with what a read shows.
+	// The plan is empty if that changes nothing.
 	unchanged := func() {
 		t.Helper()
 		state := maps.Clone(data)
@@ -165,7 +166,7 @@ type terraform struct {
 func newTerraform(t *testing.T, s *harness.Server, variables map[string]any) *terraform {
 	t.Helper()
 	bin, err := exec.LookPath("terraform")
-	if err != nil { // in CI too, for there may be no way to install it; make says so
+	if err != nil { // in CI too, where there may be no way to install it; make says so
 		t.Skip("terraform is not on the PATH: NOT RUN. TestExampleTerraformCalls makes the same calls")
 	}
 	tf := &terraform{bin: bin, dir: t.TempDir(), variables: variables}
@@ -232,7 +233,7 @@ func (tf *terraform) apply(t *testing.T) {
 	t.Log(lastLine(tf.mustRun(t, "apply", "-auto-approve")))
 }
 
-// isUnchanged fails the test unless there is nothing to apply.
+// isUnchanged fails the test unless the plan is empty.
 func (tf *terraform) isUnchanged(t *testing.T) {
 	t.Helper()
 	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 0 {

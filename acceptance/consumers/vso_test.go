@@ -16,15 +16,16 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// vsoRules are what Vault Secrets Operator makes of an answer where
-// allowStaticCreds is set: github.com/hashicorp/vault-secrets-operator,
-// controllers/vaultdynamicsecret_controller.go at 01360aadeb67, which is after
-// 1.2 and before 1.4.0 (the functions named are there).
+// vsoRules are what Vault Secrets Operator requires of an answer when
+// allowStaticCreds is set. The functions named are in
+// github.com/hashicorp/vault-secrets-operator,
+// controllers/vaultdynamicsecret_controller.go at 01360aadeb67, which is after 1.2
+// and before 1.4.0.
 var vsoRules = []struct {
 	name  string
 	keeps func(harness.Answer) bool
 }{
-	// Reconcile, isRenewableLease: a lease would be renewed, and the rest not looked at.
+	// Reconcile, isRenewableLease: a lease would be renewed and the rest ignored.
 	{"no lease, not renewable", func(a harness.Answer) bool { return a.Fields["lease_id"] == "" && a.Fields["renewable"] == false }},
 	// vaultStaticCredsMetaDataFromData: anything but a string is a panic there.
 	{"last_vault_rotation is a string in RFC 3339", func(a harness.Answer) bool {
@@ -36,7 +37,7 @@ var vsoRules = []struct {
 	{"rotation_period is a whole number, at least 1", func(a harness.Answer) bool { n, ok := wholeNumber(a.Data["rotation_period"]); return ok && n >= 1 }},
 	// The same; computePostSyncHorizon: at 0 it reads every second.
 	{"ttl is a whole number, at least 1", func(a harness.Answer) bool { n, ok := wholeNumber(a.Data["ttl"]); return ok && n >= 1 }},
-	// awaitVaultSecretRotation: with it, a ttl that grows is taken for a fault of the engine.
+	// awaitVaultSecretRotation: with it, a growing ttl is treated as an error.
 	{"no rotation_schedule", func(a harness.Answer) bool { _, there := a.Data["rotation_schedule"]; return !there }},
 }
 
@@ -46,20 +47,19 @@ func wholeNumber(v any) (int64, bool) {
 	return n, err == nil
 }
 
-// vsoIgnored are the fields that may change without a rollout
-// (staticTransOpt); a change of any other rolls the deployment.
+// vsoIgnored are the fields that may change without a rollout (staticTransOpt). A
+// change of any other field rolls the deployment.
 var vsoIgnored = regexp.MustCompile(`^ttl|rotation_schedule|rotation_period|last_vault_rotation|_raw$`)
 
-// vsoMAC is what it compares to tell whether the secret has changed.
+// vsoMAC returns what the operator compares to detect that the secret has changed.
 func vsoMAC(data map[string]any) map[string]any {
 	counts := maps.Clone(data)
 	maps.DeleteFunc(counts, func(key string, _ any) bool { return vsoIgnored.MatchString(key) })
 	return counts
 }
 
-// TestOnlyTTLMoves reads one token in every state it may come to, over the
-// wire: nothing but ttl may differ. Then another token takes its place, and
-// differs in what tells them apart.
+// TestOnlyTTLMoves reads one token in every state that it can be in. Only ttl may
+// differ between the reads. The next token differs in the fields that identify it.
 func TestOnlyTTLMoves(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -147,7 +147,7 @@ func TestOnlyTTLMoves(t *testing.T) {
 	})
 }
 
-// vsoKept holds an answer to the rules.
+// vsoKept fails the test for each rule that an answer breaks.
 func vsoKept(t *testing.T, a harness.Answer) {
 	t.Helper()
 	for _, rule := range vsoRules {

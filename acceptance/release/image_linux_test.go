@@ -19,9 +19,9 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestImage runs the released binary as the Dockerfile has it run: as its user,
-// in a root that holds nothing else but the directory that Vault puts its
-// socket into. There need be no container engine here; a kernel does.
+// TestImage runs the released binary the way the Dockerfile does: as its user, in a
+// root that holds nothing but the binary and the directory for its socket. That
+// takes no container engine.
 func TestImage(t *testing.T) {
 	t.Parallel()
 	dockerfile := map[string]string{}

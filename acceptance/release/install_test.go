@@ -45,8 +45,8 @@ func unpack(t *testing.T, archive, dir string) {
 	}
 }
 
-// startBare runs a server with nothing registered and, at first, without a
-// plugin directory. It returns one for it.
+// startBare runs a server that has no plugin registered and no plugin directory. It
+// returns a directory that can become the plugin directory.
 func startBare(t *testing.T) (s *harness.Server, pluginDir string) {
 	t.Helper()
 	s = harness.StartVault(t)
@@ -69,7 +69,7 @@ func setPluginDir(t *testing.T, s *harness.Server, old, dir string) {
 	s.Reconfigure(t, func(config string) string { return strings.Replace(config, line(old), line(dir), 1) })
 }
 
-// bareTools is a PATH that holds vault, bash and what any system has.
+// bareTools returns a PATH with vault, bash and what every system has.
 func bareTools(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -110,7 +110,7 @@ func (i installer) run(t *testing.T, token string, args ...string) (string, bool
 	return string(out), err == nil
 }
 
-// does expects success, and what the script says.
+// does fails the test unless the script succeeds and prints all of the given texts.
 func (i installer) does(t *testing.T, token string, args []string, want ...string) {
 	t.Helper()
 	out, ok := i.run(t, token, args...)
@@ -124,7 +124,8 @@ func (i installer) does(t *testing.T, token string, args []string, want ...strin
 	}
 }
 
-// refuses expects an error that says why, and no trace of the attempt.
+// refuses fails the test unless the script fails, prints the reason and leaves no
+// trace.
 func (i installer) refuses(t *testing.T, token, pluginDir string, args []string, want string) {
 	t.Helper()
 	before := traces(t, i.Server, pluginDir)
@@ -140,7 +141,7 @@ func (i installer) refuses(t *testing.T, token, pluginDir string, args []string,
 	}
 }
 
-// traces is all that an installation changes, as text.
+// traces returns everything that an installation can change, as text.
 func traces(t *testing.T, s *harness.Server, pluginDir string) string {
 	t.Helper()
 	entries, err := os.ReadDir(pluginDir)
@@ -177,7 +178,7 @@ func traces(t *testing.T, s *harness.Server, pluginDir string) string {
 	return strings.Join(traces, "\n")
 }
 
-// documentedPolicy is the policy that docs/install.md gives to who installs.
+// documentedPolicy returns the policy of docs/install.md for those who install.
 func documentedPolicy(t *testing.T) string {
 	t.Helper()
 	page := harness.ReadFile(t, "../../docs/install.md")
@@ -189,8 +190,8 @@ func documentedPolicy(t *testing.T) string {
 	return policy
 }
 
-// TestInstall takes a release archive through install.sh into a real server,
-// with no other rights than the documented ones.
+// TestInstall installs a release archive in a real server with install.sh, using
+// the documented policy only.
 func TestInstall(t *testing.T) {
 	t.Parallel()
 	dist := release(t)

@@ -21,10 +21,10 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// releaseBase is the name that the files of this platform's release begin with.
+// releaseBase is the prefix of the names of this platform's release files.
 var releaseBase = harness.PluginName + "_" + strings.TrimPrefix(sourceVersion(), "v") + "_" + runtime.GOOS + "_" + runtime.GOARCH
 
-// sourceVersion is the version in the source.
+// sourceVersion returns the version in the source.
 func sourceVersion() string {
 	source, err := os.ReadFile("../../backend.go")
 	if err != nil {
@@ -35,7 +35,7 @@ func sourceVersion() string {
 	return version
 }
 
-// released makes this platform's part of a release, once for all tests.
+// released builds this platform's part of a release, once for all tests.
 var released = sync.OnceValues(func() (string, error) {
 	dist := filepath.Join(harness.Dir, "dist")
 	cmd := exec.Command("../../scripts/release.sh")
@@ -56,7 +56,7 @@ func release(t *testing.T) string {
 	return dist
 }
 
-// TestReleaseFiles looks into what scripts/release.sh made.
+// TestReleaseFiles checks what scripts/release.sh made.
 func TestReleaseFiles(t *testing.T) {
 	t.Parallel()
 	dist := release(t)
@@ -93,7 +93,7 @@ func TestReleaseFiles(t *testing.T) {
 	})
 	t.Run("static and stripped", func(t *testing.T) {
 		if runtime.GOOS != "linux" {
-			return // an ELF file's matter
+			return // only Linux has ELF files
 		}
 		binary, err := elf.Open(filepath.Join(dist, releaseBase))
 		if err != nil {
@@ -155,8 +155,8 @@ func TestReleaseFiles(t *testing.T) {
 	})
 }
 
-// TestReleaseVersion finds one version wherever there is one, and shows that
-// Vault takes the binary under no other.
+// TestReleaseVersion finds the same version everywhere, and shows that Vault
+// registers the binary under no other version.
 func TestReleaseVersion(t *testing.T) {
 	t.Parallel()
 	binary := filepath.Join(release(t), releaseBase) // whose name has the version of the source
@@ -194,7 +194,7 @@ func TestReleaseVersion(t *testing.T) {
 	}
 }
 
-// TestReleaseRefuses tags clones wrongly.
+// TestReleaseRefuses builds a release in clones with a wrong tag or with changes.
 func TestReleaseRefuses(t *testing.T) {
 	t.Parallel()
 	script := harness.ReadFile(t, "../../scripts/release.sh")
@@ -213,7 +213,7 @@ func TestReleaseRefuses(t *testing.T) {
 			// The script as it is here, with a change.
 			harness.WriteFile(t, filepath.Join(clone, "scripts/release.sh"), append(script, '\n'), 0o755)
 			cmd := exec.CommandContext(t.Context(), filepath.Join(clone, "scripts/release.sh"))
-			cmd.Env = append(os.Environ(), "PLATFORMS=none/none") // should it go on, it ends soon
+			cmd.Env = append(os.Environ(), "PLATFORMS=none/none") // a build that starts anyway soon ends
 			out, err := cmd.CombinedOutput()
 			if err == nil || !strings.Contains(string(out), test.want) {
 				t.Errorf("it ends with %v and says\n%s", err, out)
