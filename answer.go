@@ -13,44 +13,69 @@ import (
 	"unicode"
 )
 
-// errorAnswer describes any answer but a 200, with Autopay's error and
-// error_description (RFC 6749, section 5.2) where it sent them.
-func (c *client) errorAnswer(resp *http.Response, body []byte, secret string) *fault {
+const (
+	maxAnswerSize = 1 << 20          // bytes of an answer's body
+	maxTokenSize  = 64 << 10         // bytes; the token goes into a header
+	maxLifetime   = 3650 * 24 * 3600 // seconds: ten years
+	maxErrorText  = 200              // characters of Autopay's own words
+	maxRetryAfter = time.Hour        // longest wait that Autopay may ask for
+)
+
+// tokenAnswer is a token as Autopay issued it.
+type tokenAnswer struct {
+	accessToken string
+	scope       string
+	lifetime    time.Duration // whole seconds, counted from before the request was sent
+}
+
+// exchangeError is an exchange that brought no token. Its text is safe to show:
+// it never holds the secret, a token or a raw answer.
+type exchangeError struct {
+	text       string
+	refused    bool          // Autopay refused the credential: a 4xx other than 408 and 429
+	noToken    bool          // Autopay certainly issued no token
+	retryAfter time.Duration // how long Autopay asks us to wait, at most maxRetryAfter; 0: it does not say
+}
+
+// Error implements error.
+func (e *exchangeError) Error() string { return e.text }
+
+// errorAnswer describes any answer other than a 200, with Autopay's error and
+// error_description (RFC 6749, section 5.2) if it sent them.
+func errorAnswer(resp *http.Response, body []byte, secret string, now time.Time) *exchangeError {
 	code := resp.StatusCode
-	f := &fault{
-		status:     http.StatusServiceUnavailable,
+	e := &exchangeError{
 		noToken:    code/100 != 2,
-		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), c.now()),
+		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), now),
 	}
 	switch {
 	case code/100 == 4 && code != http.StatusRequestTimeout && code != http.StatusTooManyRequests:
-		f.status = http.StatusBadGateway
-		f.text = fmt.Sprintf("Autopay refused the credential (%d)", code)
+		e.refused = true
+		e.text = fmt.Sprintf("Autopay refused the credential (%d)", code)
 	case code/100 == 3:
-		f.text = fmt.Sprintf("Autopay answered %d, a redirect, which is not followed (see token_url)", code)
+		e.text = fmt.Sprintf("Autopay answered %d, a redirect, which is not followed (check token_url)", code)
 	case code/100 == 2:
-		f.text = fmt.Sprintf("Autopay sent a malformed answer: %d instead of 200", code)
+		e.text = fmt.Sprintf("Autopay sent a malformed answer: %d instead of 200", code)
 	default:
-		f.text = strings.TrimSpace(fmt.Sprintf("Autopay answered %d %s", code, http.StatusText(code)))
+		e.text = strings.TrimSpace(fmt.Sprintf("Autopay answered %d %s", code, http.StatusText(code)))
 	}
 	var said struct {
 		Error       any `json:"error"`
 		Description any `json:"error_description"`
 	}
 	if json.Unmarshal(body, &said) != nil {
-		return f
+		return e
 	}
 	for _, v := range []any{said.Error, said.Description} {
 		if text, ok := v.(string); ok && text != "" {
-			f.text += ": " + cleanText(text, secret)
+			e.text += ": " + cleanText(text, secret)
 		}
 	}
-	return f
+	return e
 }
 
-// cleanText makes a foreign text fit to show: one line of printable
-// characters, cut short, without the secret that it might echo, plain or
-// quoted as it was sent.
+// cleanText makes foreign text fit to show: one short line of printable
+// characters, without the secret that the text might echo, plain or JSON-quoted.
 func cleanText(text, secret string) string {
 	text = strings.Map(func(r rune) rune {
 		switch {
@@ -72,7 +97,7 @@ func cleanText(text, secret string) string {
 }
 
 // parseRetryAfter reads a Retry-After header, in seconds or as an HTTP date
-// (RFC 9110, section 10.2.3); 0 where there is none that makes sense.
+// (RFC 9110, section 10.2.3). It returns 0 if there is none or it makes no sense.
 func parseRetryAfter(value string, now time.Time) time.Duration {
 	if n, err := strconv.ParseUint(strings.TrimSpace(value), 10, 63); err == nil {
 		return time.Duration(min(n, uint64(maxRetryAfter/time.Second))) * time.Second
@@ -83,8 +108,8 @@ func parseRetryAfter(value string, now time.Time) time.Duration {
 	return 0
 }
 
-// parseToken checks a 200 answer. The problem, "" if there is none, names
-// the field and the rule and quotes nothing.
+// parseToken checks a 200 answer. The problem is "" if there is none; otherwise
+// it names the field and the rule and quotes nothing.
 func parseToken(contentType string, body []byte) (answer tokenAnswer, problem string) {
 	if media, _, err := mime.ParseMediaType(contentType); err != nil || media != "application/json" {
 		return tokenAnswer{}, "its media type is not application/json"

@@ -12,19 +12,15 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 )
 
-const (
-	maxAnswerSize  = 1 << 20          // bytes of an answer's body
-	maxTokenSize   = 64 << 10         // bytes; the token goes into a header
-	maxLifetime    = 3650 * 24 * 3600 // seconds: ten years
-	maxErrorText   = 200              // characters of Autopay's own words
-	maxRetryAfter  = time.Hour        // how long Autopay may ask us to wait
-	maxHeaderBytes = 64 << 10         // of an answer
-)
+const maxHeaderBytes = 64 << 10 // of an answer
 
 // tokenRequest is what one exchange needs to know.
 type tokenRequest struct {
@@ -36,44 +32,26 @@ type tokenRequest struct {
 	timeout      time.Duration // for the whole exchange
 }
 
-// tokenAnswer is a token as Autopay gave it.
-type tokenAnswer struct {
-	accessToken string
-	scope       string
-	lifetime    time.Duration // whole seconds, from before the request was sent
-}
-
-// fault says why an exchange brought no token. Its text is safe to show: it
-// never holds the secret, a token or a raw answer.
-type fault struct {
-	text       string
-	status     int           // HTTP status for who waits: 502 for a refused credential, 500 for storage, else 503
-	noToken    bool          // it is certain that Autopay issued no token
-	retryAfter time.Duration // Autopay's wish, at most an hour; 0: none
-}
-
-// Error implements error.
-func (f *fault) Error() string { return f.text }
-
-// refused reports that Autopay refused the credential: a 4xx but 408 and 429.
-func (f *fault) refused() bool { return f.status == http.StatusBadGateway }
-
-// client talks to the token endpoint. It knows nothing of Vault.
+// client talks to the token endpoint. It knows nothing of Vault. It is safe for
+// concurrent use.
 type client struct {
 	now       func() time.Time
-	transport http.RoundTripper // nil: a fresh one for each exchange
+	transport http.RoundTripper // nil: a new one for each exchange
 }
 
-// exchange trades a client ID and secret for a token, in one request that is
-// never repeated here. The connection is not kept: exchanges are hours apart.
-func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *fault) {
+// exchange trades a client ID and secret for a token in one request, which it
+// never repeats. It keeps no connection, because exchanges are hours apart.
+func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *exchangeError) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	var connected atomic.Bool // set once a connection, TLS included, stands
+	var connected atomic.Bool // set once a connection stands, TLS included
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	})
 
+	if err := checkTokenURL(r.tokenURL); err != nil { // a stored entry may be older than the rule
+		return tokenAnswer{}, unsent(err.Error())
+	}
 	body, err := json.Marshal(map[string]string{
 		"client_id":     r.clientID,
 		"client_secret": r.clientSecret,
@@ -100,8 +78,8 @@ func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *fa
 		defer fresh.CloseIdleConnections()
 		transport = fresh
 	}
-	// Not through an http.Client: a redirect would carry the secret elsewhere,
-	// and one that can't be parsed would hide the answer that came.
+	// Not an http.Client: it would follow a redirect, which would carry the secret
+	// elsewhere, and it would hide an answer whose redirect can't be parsed.
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return tokenAnswer{}, brokenExchange(ctx, r, err, connected.Load())
@@ -115,21 +93,50 @@ func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *fa
 		return tokenAnswer{}, brokenExchange(ctx, r, err, true)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return tokenAnswer{}, c.errorAnswer(resp, answer, r.clientSecret)
+		return tokenAnswer{}, errorAnswer(resp, answer, r.clientSecret, c.now())
 	}
 	token, problem := parseToken(resp.Header.Get("Content-Type"), answer)
 	if problem != "" {
-		return tokenAnswer{}, &fault{text: "Autopay sent a malformed answer: " + problem, status: http.StatusServiceUnavailable}
+		return tokenAnswer{}, &exchangeError{text: "Autopay sent a malformed answer: " + problem}
 	}
 	return token, nil
 }
 
-// unsent is the fault of a request that never left.
-func unsent(text string) *fault {
-	return &fault{text: text, status: http.StatusServiceUnavailable, noToken: true}
+// unsent is the error of a request that was never sent.
+func unsent(text string) *exchangeError {
+	return &exchangeError{text: text, noToken: true}
 }
 
-// newTransport makes a transport for one exchange.
+// checkTokenURL keeps the secret off plain networks: a token URL is https, or
+// http to a loopback host only. The error names the rule and quotes nothing.
+func checkTokenURL(raw string) error {
+	u, err := url.Parse(raw)
+	switch {
+	case err != nil || u.Host == "" || u.Hostname() == "":
+		return errors.New("token_url must be an absolute https URL")
+	case u.User != nil:
+		return errors.New("token_url must not hold a user name or password")
+	case u.Fragment != "" || strings.Contains(raw, "#"):
+		return errors.New("token_url must not hold a fragment")
+	case u.Scheme == "https":
+	case u.Scheme == "http" && loopback(u.Hostname()):
+	default:
+		return errors.New("token_url must be an https URL; plain http is allowed to a loopback host only")
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return errors.New("token_url must have a port from 1 to 65535, or none")
+		}
+	}
+	return nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// newTransport returns a transport for one exchange.
 func newTransport(caCert string) (*http.Transport, error) {
 	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
 	if caCert != "" {
@@ -149,20 +156,20 @@ func newTransport(caCert string) (*http.Transport, error) {
 
 // brokenExchange describes an exchange that ended without a whole answer. It
 // passes on no text of net/http, which quotes bytes of the answer.
-func brokenExchange(ctx context.Context, r tokenRequest, err error, connected bool) *fault {
-	f := &fault{status: http.StatusServiceUnavailable, noToken: !connected}
+func brokenExchange(ctx context.Context, r tokenRequest, err error, connected bool) *exchangeError {
+	e := &exchangeError{noToken: !connected}
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		f.text = fmt.Sprintf("Autopay did not answer within the request_timeout of %s", r.timeout)
+		e.text = fmt.Sprintf("Autopay did not answer within the request_timeout of %s", r.timeout)
 	case connected:
-		f.text = "the connection to Autopay broke before the whole answer came"
+		e.text = "the connection to Autopay broke before the whole answer arrived"
 	default:
-		f.text = "Autopay can't be reached: " + dialProblem(err)
+		e.text = "Autopay can't be reached: " + dialProblem(err)
 	}
-	return f
+	return e
 }
 
-// dialProblem names the cause of a connection that never stood.
+// dialProblem names the reason why no connection could be made.
 func dialProblem(err error) string {
 	var (
 		dns       *net.DNSError
@@ -176,7 +183,7 @@ func dialProblem(err error) string {
 	case errors.As(err, &dns):
 		return "its host name does not resolve"
 	case errors.As(err, &authority):
-		return "its certificate is signed by an unknown authority (see ca_cert)"
+		return "its certificate is signed by an unknown authority (check ca_cert)"
 	case errors.As(err, &hostname):
 		return "its certificate is for another host"
 	case errors.As(err, &invalid):

@@ -2,14 +2,13 @@ package main
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"math"
-	"net"
-	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
@@ -26,14 +25,19 @@ const (
 	defaultRequestTimeout = 10  // seconds
 	defaultRequestLimit   = 100 // token requests in 24 hours
 
+	maxNameSize     = 128              // bytes
 	maxFieldSize    = 4096             // bytes of an ID, secret, URL or audience
 	maxCACertSize   = 256 << 10        // bytes
 	maxPeriod       = 3650 * 24 * 3600 // seconds
 	maxRequestLimit = 1_000_000
+
+	fieldName         = "name"
+	fieldClientSecret = "client_secret"
+	fieldVerify       = "verify"
 )
 
-// configEntry is what storage keeps at config/NAME. Numbers are whole
-// seconds; "" stands for the default.
+// configEntry is what storage keeps at config/NAME. Numbers are whole seconds
+// unless they say otherwise; "" stands for the default.
 type configEntry struct {
 	ClientID          string `json:"client_id"`
 	ClientSecret      string `json:"client_secret"`
@@ -42,27 +46,212 @@ type configEntry struct {
 	CACert            string `json:"ca_cert,omitempty"`
 	RotationPeriod    int64  `json:"rotation_period,omitempty"`
 	RequestTimeout    int64  `json:"request_timeout"`
-	TokenRequestLimit int    `json:"token_request_limit"`
-	// Generation is random and new whenever something changes that a token
-	// is issued for.
+	TokenRequestLimit int    `json:"token_request_limit"` // requests in 24 hours
+	// Generation is random. It is new whenever something changes that a token
+	// is issued for (rule 7).
 	Generation string `json:"generation"`
 }
+
+// A configField is a field of the config path that is stored. Schema, parsing,
+// validation, storage and reads all come from configFields, and the tests hold
+// the docs to it.
+type configField struct {
+	name        string
+	description string
+	// value returns where the field stands in an entry: a *string, an *int64 for
+	// a duration in seconds, or an *int.
+	value    func(*configEntry) any
+	fallback any // what "" means, or the number without a write; nil: nothing
+	check    func(*configEntry) error
+	// issuedFor marks what a token is issued for. A change starts a new
+	// generation, and damage in storage makes the whole entry unusable.
+	issuedFor bool
+	// destination marks what decides where the secret is sent. A change must
+	// bring the secret with it.
+	destination bool
+	secret      bool // never shown
+}
+
+// configFields are the stored fields, in the order in which they are checked.
+var configFields = []configField{
+	{
+		name:        "client_id",
+		description: "Client ID that Autopay issued. Required at creation.",
+		value:       func(c *configEntry) any { return &c.ClientID },
+		check:       func(c *configEntry) error { return checkRequired("client_id", c.ClientID) },
+		issuedFor:   true,
+	},
+	{
+		name:        fieldClientSecret,
+		description: "Client secret that Autopay issued. Required at creation; never returned.",
+		value:       func(c *configEntry) any { return &c.ClientSecret },
+		check:       func(c *configEntry) error { return checkRequired(fieldClientSecret, c.ClientSecret) },
+		issuedFor:   true,
+		secret:      true,
+	},
+	{
+		name:        "token_url",
+		description: `Autopay's token endpoint: https, or http to a loopback host. A change must bring client_secret with it. "" restores the default, Autopay's own.`,
+		value:       func(c *configEntry) any { return &c.TokenURL },
+		fallback:    defaultTokenURL,
+		check: func(c *configEntry) error {
+			if err := checkText("token_url", c.TokenURL); err != nil {
+				return err
+			}
+			return checkTokenURL(c.tokenURL())
+		},
+		issuedFor:   true,
+		destination: true,
+	},
+	{
+		name:        "audience",
+		description: `API that tokens are requested for. "" restores the default.`,
+		value:       func(c *configEntry) any { return &c.Audience },
+		fallback:    defaultAudience,
+		check:       func(c *configEntry) error { return checkText("audience", c.Audience) },
+		issuedFor:   true,
+	},
+	{
+		name:        "ca_cert",
+		description: `PEM certificates that are the only roots trusted for token_url. A change must bring client_secret with it. "" (the default) trusts the system's roots.`,
+		value:       func(c *configEntry) any { return &c.CACert },
+		check:       func(c *configEntry) error { return checkCACert(c.CACert) },
+		issuedFor:   true,
+		destination: true,
+	},
+	{
+		name:        "rotation_period",
+		description: "How old a token may get before it is replaced: 0 (the default) for three quarters of its lifetime, or at least 5 s; never more than 90 % of its lifetime.",
+		value:       func(c *configEntry) any { return &c.RotationPeriod },
+		check: func(c *configEntry) error {
+			if c.RotationPeriod != 0 && (c.RotationPeriod < 5 || c.RotationPeriod > maxPeriod) {
+				return errors.New("rotation_period must be 0 (three quarters of the token's lifetime), or from 5 seconds to 10 years")
+			}
+			return nil
+		},
+	},
+	{
+		name:        "request_timeout",
+		description: "Time for one whole exchange with Autopay, 1 s to 60 s; 10 s by default.",
+		value:       func(c *configEntry) any { return &c.RequestTimeout },
+		fallback:    defaultRequestTimeout,
+		check: func(c *configEntry) error {
+			if c.RequestTimeout < 1 || c.RequestTimeout > 60 {
+				return errors.New("request_timeout must be from 1 to 60 seconds")
+			}
+			return nil
+		},
+	},
+	{
+		name:        "token_request_limit",
+		description: "Token requests allowed in any 24 hours; 100 by default, 0 is unlimited.",
+		value:       func(c *configEntry) any { return &c.TokenRequestLimit },
+		fallback:    defaultRequestLimit,
+		check: func(c *configEntry) error {
+			if c.TokenRequestLimit < 0 || c.TokenRequestLimit > maxRequestLimit {
+				return fmt.Errorf("token_request_limit must be from 0 (unlimited) to %d", maxRequestLimit)
+			}
+			return nil
+		},
+	},
+}
+
+// userError is the caller's fault: a 400. Its text names the field and the
+// rule, and quotes no value.
+type userError struct{ text string }
+
+// Error implements error.
+func (e *userError) Error() string { return e.text }
 
 // newConfigEntry returns an entry whose numbers are the defaults.
 func newConfigEntry() *configEntry {
 	return &configEntry{RequestTimeout: defaultRequestTimeout, TokenRequestLimit: defaultRequestLimit}
 }
 
-// decodeConfig reads a stored entry.
+// decodeConfig reads a stored entry. It checks what is needed to use the entry
+// safely, and leaves the other rules to writes: a rule that is newer than the
+// entry must not take a live token from its readers. A number that can't be
+// used becomes the default. The exchange refuses a token_url that is not safe.
 func decodeConfig(data []byte) (*configEntry, error) {
-	c := newConfigEntry()
-	if json.Unmarshal(data, c) != nil {
+	var stored map[string]json.RawMessage
+	c, fallback := newConfigEntry(), newConfigEntry()
+	if json.Unmarshal(data, &stored) != nil {
 		return nil, errors.New("it is not the JSON that this engine writes")
 	}
-	if c.Generation == "" {
+	if json.Unmarshal(stored["generation"], &c.Generation) != nil || c.Generation == "" {
 		return nil, errors.New("its generation is missing")
 	}
-	return c, c.validate()
+	for _, f := range configFields {
+		data, found := stored[f.name]
+		understood := !found || json.Unmarshal(data, f.value(c)) == nil
+		switch {
+		case f.issuedFor && !understood:
+			return nil, fmt.Errorf("its %s is not a string", f.name)
+		case !f.issuedFor && (!understood || f.check(c) != nil):
+			f.copy(c, fallback)
+		}
+	}
+	if c.ClientID == "" || c.ClientSecret == "" {
+		return nil, errors.New("its client_id or client_secret is missing")
+	}
+	return c, nil
+}
+
+// copy gives the field in an entry the value that it has in another.
+func (f configField) copy(to, from *configEntry) {
+	switch p := f.value(to).(type) {
+	case *string:
+		*p = *f.value(from).(*string)
+	case *int64:
+		*p = *f.value(from).(*int64)
+	case *int:
+		*p = *f.value(from).(*int)
+	}
+}
+
+// shown is the value of the field as a read shows it.
+func (f configField) shown(c *configEntry) any {
+	switch p := f.value(c).(type) {
+	case *int64:
+		return *p
+	case *int:
+		return *p
+	case *string:
+		if *p == "" && f.fallback != nil {
+			return f.fallback
+		}
+		return *p
+	}
+	return nil
+}
+
+// differs reports whether the field means something else in two entries.
+func (f configField) differs(c, d *configEntry) bool { return f.shown(c) != f.shown(d) }
+
+// set changes the field to a value from a request. Text must be a JSON string:
+// numbers become floats on the way to a plugin, which would change a secret.
+func (f configField) set(c *configEntry, value any) (err error) {
+	var n int64
+	switch p := f.value(c).(type) {
+	case *string:
+		text, ok := value.(string)
+		if !ok {
+			return fmt.Errorf("%s must be a string", f.name)
+		}
+		*p = text
+	case *int64:
+		if n, err = seconds(value); err == nil {
+			*p = n
+		}
+	case *int:
+		if n, err = wholeNumber(value); err == nil {
+			*p = int(n)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s must be %w", f.name, err)
+	}
+	return nil
 }
 
 // tokenRequest is what the exchange needs of the settings.
@@ -91,60 +280,63 @@ func (c *configEntry) audience() string {
 	return c.Audience
 }
 
-// sendsTo reports whether a token request goes to the same place as d's.
-func (c *configEntry) sendsTo(d *configEntry) bool {
-	return c.tokenURL() == d.tokenURL() && c.CACert == d.CACert
-}
-
-// issuesAs reports whether a token of d's settings is one of c's too.
-func (c *configEntry) issuesAs(d *configEntry) bool {
-	return c.sendsTo(d) && c.ClientID == d.ClientID && c.ClientSecret == d.ClientSecret &&
-		c.audience() == d.audience()
-}
-
-// set changes one field to a value from a request. The error names the field
-// and the rule and never quotes the value, which may be a secret in the wrong
-// place. Text must come as a JSON string: on the way to a plugin numbers turn
-// into floats, which would change a secret in silence.
-func (c *configEntry) set(field string, value any) error {
-	switch field {
-	case fieldRotationPeriod:
-		return setNumber(field, value, seconds, &c.RotationPeriod)
-	case fieldRequestTimeout:
-		return setNumber(field, value, seconds, &c.RequestTimeout)
-	case fieldTokenRequestLimit:
-		return setNumber(field, value, wholeNumber, &c.TokenRequestLimit)
-	case fieldVerify:
-		if _, err := parseutil.ParseBool(value); err != nil || value == nil || value == "" {
-			return fmt.Errorf("%s must be true or false", field)
+// changed returns the entry (nil: none yet) with the fields of a request,
+// validated, and with a new generation where they change what a token is issued
+// for. The entry itself stays as it is. The error is a *userError.
+func (c *configEntry) changed(data map[string]any) (*configEntry, error) {
+	next := newConfigEntry()
+	if c != nil {
+		*next = *c
+	}
+	if err := next.setFields(data); err != nil {
+		return nil, &userError{err.Error()}
+	}
+	issuedForSame := c != nil
+	for _, f := range configFields {
+		if err := f.check(next); err != nil {
+			return nil, &userError{err.Error()}
 		}
-		return nil
+		if c == nil || !f.differs(c, next) {
+			continue
+		}
+		// Whoever may only update must not be able to send the stored secret to
+		// a host of their own.
+		if _, given := data[fieldClientSecret]; f.destination && !given {
+			return nil, &userError{"a change of token_url or ca_cert must bring client_secret with it"}
+		}
+		if f.issuedFor {
+			issuedForSame = false
+		}
 	}
-	to, known := map[string]*string{
-		fieldClientID:     &c.ClientID,
-		fieldClientSecret: &c.ClientSecret,
-		fieldTokenURL:     &c.TokenURL,
-		fieldAudience:     &c.Audience,
-		fieldCACert:       &c.CACert,
-	}[field]
-	if !known {
-		return nil // the framework warns of it
+	if !issuedForSame {
+		next.Generation = rand.Text()
 	}
-	text, ok := value.(string)
-	if !ok {
-		return fmt.Errorf("%s must be a string", field)
+	return next, nil
+}
+
+// setFields changes the fields that a request names. The error names the field
+// and the rule and never quotes the value, which may be a secret in the wrong
+// place. Unknown fields are left to the framework, which warns of them.
+func (c *configEntry) setFields(data map[string]any) error {
+	for _, f := range configFields {
+		if value, given := data[f.name]; given {
+			if err := f.set(c, value); err != nil {
+				return err
+			}
+		}
 	}
-	*to = text
+	if value, given := data[fieldVerify]; given {
+		if _, err := parseutil.ParseBool(value); err != nil || value == nil || value == "" {
+			return errors.New("verify must be true or false")
+		}
+	}
 	return nil
 }
 
-func setNumber[T int | int64](field string, value any, parse func(any) (int64, error), to *T) error {
-	n, err := parse(value)
-	if err != nil {
-		return fmt.Errorf("%s must be %w", field, err)
-	}
-	*to = T(n)
-	return nil
+// checkFieldTypes checks the types of a config request's fields before the SDK
+// does, whose error quotes the value into the response and the log.
+func checkFieldTypes(data map[string]any) error {
+	return new(configEntry).setFields(data)
 }
 
 // wholeNumber reads a number as JSON, the CLI or the plugin's wire bring it.
@@ -169,87 +361,41 @@ func seconds(value any) (int64, error) {
 	return int64(d / time.Second), nil
 }
 
-// validate checks every field; an error names the field and the rule.
-func (c *configEntry) validate() error {
-	for _, f := range []struct {
-		name, value string
-		required    bool
-	}{
-		{fieldClientID, c.ClientID, true},
-		{fieldClientSecret, c.ClientSecret, true},
-		{fieldTokenURL, c.TokenURL, false},
-		{fieldAudience, c.Audience, false},
-	} {
-		switch {
-		case f.required && f.value == "":
-			return fmt.Errorf("%s is required and must not be empty", f.name)
-		case len(f.value) > maxFieldSize:
-			return fmt.Errorf("%s must be at most %d bytes long", f.name, maxFieldSize)
-		case f.value != strings.TrimSpace(f.value) || strings.ContainsFunc(f.value, notPrintable):
-			return fmt.Errorf("%s must be printable text without spaces, tabs or newlines around it "+
-				"(does the file it came from end in a newline?)", f.name)
-		}
+func checkRequired(field, value string) error {
+	if value == "" {
+		return fmt.Errorf("%s is required and must not be empty", field)
 	}
-	if err := validateTokenURL(c.tokenURL()); err != nil {
-		return err
-	}
-	switch {
-	case c.RotationPeriod != 0 && (c.RotationPeriod < 5 || c.RotationPeriod > maxPeriod):
-		return fmt.Errorf("%s must be 0 (three quarters of the token's lifetime), or from 5 seconds to 10 years", fieldRotationPeriod)
-	case c.RequestTimeout < 1 || c.RequestTimeout > 60:
-		return fmt.Errorf("%s must be from 1 to 60 seconds", fieldRequestTimeout)
-	case c.TokenRequestLimit < 0 || c.TokenRequestLimit > maxRequestLimit:
-		return fmt.Errorf("%s must be from 0 (unlimited) to %d", fieldTokenRequestLimit, maxRequestLimit)
-	}
-	return validateCACert(c.CACert)
+	return checkText(field, value)
 }
 
-func notPrintable(r rune) bool { return !unicode.IsPrint(r) }
-
-// validateTokenURL keeps the secret off plain networks: https, or http to a
-// loopback host only.
-func validateTokenURL(raw string) error {
-	u, err := url.Parse(raw)
+func checkText(field, value string) error {
 	switch {
-	case err != nil || u.Host == "" || u.Hostname() == "":
-		return fmt.Errorf("%s must be an absolute https URL", fieldTokenURL)
-	case u.User != nil:
-		return fmt.Errorf("%s must not hold a user name or password", fieldTokenURL)
-	case u.Fragment != "" || strings.Contains(raw, "#"):
-		return fmt.Errorf("%s must not hold a fragment", fieldTokenURL)
-	case u.Scheme == "https":
-	case u.Scheme == "http" && loopback(u.Hostname()):
-	default:
-		return fmt.Errorf("%s must be an https URL; plain http is allowed to a loopback host only", fieldTokenURL)
-	}
-	if port := u.Port(); port != "" {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return fmt.Errorf("%s must have a port from 1 to 65535, or none", fieldTokenURL)
-		}
+	case len(value) > maxFieldSize:
+		return fmt.Errorf("%s must be at most %d bytes long", field, maxFieldSize)
+	case value != strings.TrimSpace(value) || strings.ContainsFunc(value, notPrintable):
+		return fmt.Errorf("%s must be printable text without spaces, tabs or newlines around it "+
+			"(does the file it came from end in a newline?)", field)
 	}
 	return nil
 }
 
-func loopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
-}
+func notPrintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// validateCACert takes one or more PEM certificates and nothing else.
-func validateCACert(data string) error {
+// checkCACert takes one or more PEM certificates and nothing else.
+func checkCACert(data string) error {
 	if data == "" {
 		return nil
 	}
 	if len(data) > maxCACertSize {
-		return fmt.Errorf("%s must be at most %d bytes long", fieldCACert, maxCACertSize)
+		return fmt.Errorf("ca_cert must be at most %d bytes long", maxCACertSize)
 	}
 	for rest := []byte(data); ; {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
-			return fmt.Errorf("%s must hold PEM certificates and nothing else", fieldCACert)
+			return errors.New("ca_cert must hold PEM certificates and nothing else")
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return fmt.Errorf("%s holds a certificate that can't be parsed", fieldCACert)
+			return errors.New("ca_cert holds a certificate that can't be parsed")
 		}
 		if len(bytes.TrimSpace(rest)) == 0 {
 			return nil
@@ -260,13 +406,14 @@ func validateCACert(data string) error {
 // validName is what Vault's own engines take for a name in a path.
 var validName = regexp.MustCompile(`^\w(([\w-.]+)?\w)?$`)
 
-// credentialName is the credential a request is about: NAME, or default.
+// credentialName returns the name of the credential that a request is about:
+// NAME, or default. The error is a *userError.
 func credentialName(name string) (string, error) {
 	switch {
 	case name == "":
 		return defaultName, nil
-	case len(name) > 128 || !validName.MatchString(name):
-		return "", errors.New("name must be at most 128 letters, digits, _, - and ., and begin and end with a letter, digit or _")
+	case len(name) > maxNameSize || !validName.MatchString(name):
+		return "", &userError{"name must be at most 128 letters, digits, _, - and ., and begin and end with a letter, digit or _"}
 	}
 	return name, nil
 }

@@ -317,7 +317,7 @@ func TestDocsLogLines(t *testing.T) {
 	for _, row := range rows(readDocument(t, "docs/operations.md")["Events"]) {
 		events = append(events, quoted(row[0])[0])
 	}
-	if want := []string{eventRotate, eventRotateFail, eventRefused, eventConfigWrite, eventConfigDelete}; !slices.Equal(events, want) {
+	if want := []string{eventRotate.kind, eventRotateFail.kind, eventRefused.kind, eventConfigWrite.kind, eventConfigDelete.kind}; !slices.Equal(events, want) {
 		t.Errorf("events %v, want %v", events, want)
 	}
 }

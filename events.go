@@ -2,57 +2,68 @@ package main
 
 import (
 	"context"
-	"net/http"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// Events for Vault's event system, named as those of Vault's own engines are.
-const (
-	eventRotate       = "autopay/rotate"             // a new token is served
-	eventRotateFail   = "autopay/rotate-fail"        // an attempt to obtain one failed
-	eventRefused      = "autopay/credential-refused" // it failed, for Autopay refused the credential
-	eventConfigWrite  = "autopay/config-write"
-	eventConfigDelete = "autopay/config-delete"
-)
-
-// eventTimeout ends the sending of an event to a host that does not take it.
+// eventTimeout ends the sending of an event that Vault does not take.
 const eventTimeout = 10 * time.Second
 
-// event tells Vault's event system about a path of the credential, without
-// waiting. Best effort: where nobody listens, or the host has no events
-// (OpenBao), nothing is amiss.
-func (c *credential) event(kind, path, modified string) {
-	if c.name != defaultName {
-		path += "/" + c.name
+// An event is a kind of event for Vault's event system, named as those of
+// Vault's own engines are.
+type event struct {
+	kind     string // autopay/OPERATION
+	path     string // within the mount, without the credential's name
+	modified string // whether the data at path has changed: "true" or "false"
+}
+
+var (
+	eventRotate       = event{"autopay/rotate", "token", "true"}              // a new token is served
+	eventRotateFail   = event{"autopay/rotate-fail", "token", "false"}        // an attempt to obtain one failed
+	eventRefused      = event{"autopay/credential-refused", "token", "false"} // Autopay refused the credential
+	eventConfigWrite  = event{"autopay/config-write", "config", "true"}
+	eventConfigDelete = event{"autopay/config-delete", "config", "true"}
+)
+
+// send tells Vault's event system about a credential, without waiting. It is
+// best effort: nobody may be listening, and OpenBao has no events.
+func (n *node) send(e event, name string) {
+	if n.events == nil {
+		return
+	}
+	path := e.path
+	if name != defaultName {
+		path += "/" + name
 	}
 	metadata := []string{
-		"name", c.name,
+		"name", name,
 		logical.EventMetadataPath, path,
 		logical.EventMetadataDataPath, path,
-		logical.EventMetadataOperation, kind[len("autopay/"):],
-		logical.EventMetadataModified, modified,
+		logical.EventMetadataOperation, strings.TrimPrefix(e.kind, "autopay/"),
+		logical.EventMetadataModified, e.modified,
 	}
-	c.b.spawn(func(ctx context.Context) {
+	n.spawn(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 		defer cancel()
-		if err := logical.SendEvent(ctx, c.b, kind, metadata...); err != nil {
-			c.b.log(c.name).Trace("an event was not sent", "event_type", kind, "error", err)
+		if err := logical.SendEvent(ctx, n.events, e.kind, metadata...); err != nil {
+			n.log(name).Trace("an event was not sent", "event_type", e.kind, "error", err)
 		}
 	})
 }
 
-// announce sends the event of a change from one snapshot to the next.
-func (c *credential) announce(from, to *snapshot) {
-	before, f := from.entry.Failure, to.entry.Failure
-	failed := f != nil && (before == nil || !f.Time.Equal(before.Time))
+// sendChange sends the event of a change from one snapshot to the next, if it
+// is one that others want to know of.
+func (n *node) sendChange(name string, from, to *snapshot) {
+	last, f := from.entry.Failure, to.entry.Failure
+	failed := f != nil && (last == nil || !f.Time.Equal(last.Time))
 	switch {
-	case failed && f.Status == http.StatusBadGateway:
-		c.event(eventRefused, tokenPath, "false")
+	case failed && f.Kind == refused:
+		n.send(eventRefused, name)
 	case failed:
-		c.event(eventRotateFail, tokenPath, "false")
+		n.send(eventRotateFail, name)
 	case to.entry.AccessToken != from.entry.AccessToken && to.entry.AccessToken != "":
-		c.event(eventRotate, tokenPath, "true")
+		n.send(eventRotate, name)
 	}
 }

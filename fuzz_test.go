@@ -52,7 +52,7 @@ func FuzzAnswer(f *testing.F) {
 	fill := strings.NewReplacer("LONG", strings.Repeat("x", 65537), "SECRET", quote(secret), "SENT", quote(quote(secret)))
 	f.Fuzz(func(t *testing.T, status int, media, retryAfter, location, body string) {
 		status, body = max(status, -status, 0)%1000, fill.Replace(body)
-		answerTo := func(body string) (tokenAnswer, *fault) {
+		answerTo := func(body string) (tokenAnswer, *exchangeError) {
 			c := &client{now: func() time.Time { return start2000 }, transport: roundTripper(func(r *http.Request) (*http.Response, error) {
 				httptrace.ContextClientTrace(r.Context()).GotConn(httptrace.GotConnInfo{})
 				header := http.Header{"Content-Type": {media}, "Retry-After": {retryAfter}, "Location": {location}}
@@ -79,7 +79,7 @@ func FuzzAnswer(f *testing.F) {
 			t.Errorf("the secret is shown: %q", fault.text)
 		}
 		refused := status/100 == 4 && status != 408 && status != 429
-		if fault.noToken != (status/100 != 2) || fault.refused() != refused || fault.retryAfter < 0 || fault.retryAfter > time.Hour {
+		if fault.noToken != (status/100 != 2) || fault.refused != refused || fault.retryAfter < 0 || fault.retryAfter > time.Hour {
 			t.Errorf("a %d is understood as %+v", status, fault)
 		}
 		// Nothing of the raw answer is shown but what Autopay says for people to read.
@@ -109,9 +109,9 @@ func FuzzAnswer(f *testing.F) {
 // FuzzConfigFields writes any fields to config, over a working credential and
 // as a new one: those of a JSON object, and any text in one of them.
 func FuzzConfigFields(f *testing.F) {
-	names := []string{
-		"", fieldClientID, fieldClientSecret, fieldTokenURL, fieldAudience, fieldCACert,
-		fieldRotationPeriod, fieldRequestTimeout, fieldTokenRequestLimit, fieldVerify,
+	names := []string{"", fieldVerify}
+	for _, f := range configFields {
+		names = append(names, f.name)
 	}
 	f.Fuzz(func(t *testing.T, object string, exact bool, field uint, text string) {
 		fields, name := map[string]any{}, names[field%uint(len(names))]

@@ -128,14 +128,13 @@ func TestOversizedStoredEntries(t *testing.T) {
 		says     string
 		requests int
 	}{
-		"secret": {func(c configEntry) configEntry { c.ClientSecret = big; return c }(good), nil, 500, "client_secret must be at most 4096 bytes long", 0},
-		"CA":     {func(c configEntry) configEntry { c.CACert = big; return c }(good), nil, 500, "ca_cert must be at most", 0},
+		"secret": {func(c configEntry) configEntry { c.ClientSecret = big; return c }(good), nil, 502, "Autopay refused the credential", 1},
 		"nested": {json.RawMessage(strings.Repeat(`{"client_id":`, 200_000) + "1" + strings.Repeat("}", 200_000)), nil, 500, "is not the JSON", 0},
 		"token":  {good, entry(func(e *tokenEntry) { e.AccessToken = big }), 503, "token_request_limit", 0},
 		"scope":  {good, entry(func(e *tokenEntry) { e.Scope = big }), 503, "token_request_limit", 0},
 		"words": {func(c configEntry) configEntry { c.TokenRequestLimit = 2; return c }(good), entry(func(e *tokenEntry) {
 			e.AccessToken, e.Scope, e.ExpireTime, e.LastVaultRotation = "", "", time.Time{}, time.Time{}
-			e.Failure = &failure{Text: big, Status: 502, Time: start2000, Count: 1, NextAttempt: start2000.Add(time.Hour)}
+			e.Failure = &failedAttempt{Text: big, Kind: refused, Time: start2000, Count: 1, NextAttempt: start2000.Add(time.Hour)}
 		}), 200, "", 1}, // dropped, with room for a request
 		"ledger": {good, entry(func(e *tokenEntry) { e.Requests = slices.Repeat([]int64{start2000.Unix()}, 1_000_000) }), 200, "", 0},
 	} {

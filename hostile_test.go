@@ -116,7 +116,7 @@ func TestExchangeWithHostileHosts(t *testing.T) {
 			if scheme == "" {
 				scheme = "http"
 			}
-			ended := make(chan *fault, 1)
+			ended := make(chan *exchangeError, 1)
 			go func() {
 				_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
 					tokenURL: scheme + "://" + host.addr, clientID: testID, clientSecret: testSecret, timeout: 2 * time.Second,

@@ -37,11 +37,11 @@ func newBenchEngine(b *testing.B, n int, opts options) *backend {
 		if err := e.putConfig(b.Context(), name, config); err != nil {
 			b.Fatal(err)
 		}
-		entry := tokenEntry{}.entered(e.now()).obtained(name, answer, e.now(), e.now())
+		entry := tokenEntry{}.withRequest(e.now()).withToken(name, answer, e.now(), e.now())
 		if err := e.putToken(b.Context(), name, entry); err != nil {
 			b.Fatal(err)
 		}
-		if _, s, err := e.find(b.Context(), name); err != nil || s == nil {
+		if _, s, err := e.lookup(b.Context(), name); err != nil || s == nil {
 			b.Fatal(s, err)
 		}
 	}

@@ -1,6 +1,3 @@
-// Command vault-plugin-secrets-autopay is a HashiCorp Vault secrets engine
-// that serves Autopay bearer tokens. Vault starts it; by hand it only prints
-// its version.
 package main
 
 import (

@@ -224,12 +224,12 @@ func TestMetricsOfADamagedCredential(t *testing.T) {
 
 func TestMetricsHistogram(t *testing.T) {
 	t.Parallel()
-	n := new(counts)
+	n := new(counters)
 	for _, took := range []time.Duration{0, 50 * time.Millisecond, 51 * time.Millisecond, 60 * time.Second, 61 * time.Second} {
-		n.exchanged(nil, took)
+		n.countExchange(nil, took)
 	}
 	var m dto.Metric
-	if err := n.histogram("x").Write(&m); err != nil {
+	if err := histogram(n, "x").Write(&m); err != nil {
 		t.Fatal(err)
 	}
 	h := m.GetHistogram()
@@ -254,8 +254,8 @@ func TestMetricsOfExchanges(t *testing.T) {
 		if resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": testSecret}); code(resp, err) != http.StatusServiceUnavailable {
 			t.Fatalf("%v %v", resp, err)
 		}
-		n := e.credential("default").counts.Load()
-		if took := time.Duration(n.took.Load()); took != 3*time.Second {
+		n := e.credential("default").counters.Load()
+		if took := time.Duration(n.duration.Load()); took != 3*time.Second {
 			t.Errorf("an exchange of 3 s took %s", took)
 		}
 		if n.requests[requestSuccess].Load() != 0 || n.requests[requestError].Load() != 1 {

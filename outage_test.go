@@ -156,7 +156,7 @@ func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
 			t.Errorf("rotate at once: %d %v, want the last error", code(resp, err), err)
 		}
 		e.wantRequests(1)
-		time.Sleep(rotateSpacing)
+		time.Sleep(rotateDelay)
 		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadGateway {
 			t.Errorf("rotate after 5 s: %d %v, want a new refusal", code(resp, err), err)
 		}

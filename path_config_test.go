@@ -166,7 +166,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 		"truncated":     `{"client_id":"x","client_secret":"` + testSecret,
 		"other types":   `{"client_id":1,"client_secret":"` + testSecret + `"}`,
 		"no generation": `{"client_id":"x","client_secret":"` + testSecret + `","request_timeout":10}`,
-		"bad field":     `{"client_id":"x","client_secret":"` + testSecret + `","request_timeout":0,"generation":"g"}`,
+		"no secret":     `{"client_id":"x","request_timeout":10,"generation":"g"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -8,9 +8,17 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-func (b *backend) pathStatus() *framework.Path {
+const (
+	statusSynopsis    = "Show the health of an Autopay credential, without its token."
+	statusDescription = `
+state is ok; degraded (a live token, but the last refresh failed); failing (no
+live token); or pending (no token requested yet).
+`
+)
+
+func (m *mount) pathStatus() *framework.Path {
 	return credentialPath("status", logical.ReadOperation,
-		&framework.PathOperation{Callback: b.pathStatusRead, Responses: okResponse(statusFields())},
+		&framework.PathOperation{Callback: m.pathStatusRead, Responses: okResponse(statusFields())},
 		statusSynopsis, statusDescription)
 }
 
@@ -23,7 +31,7 @@ func statusFields() map[string]*framework.FieldSchema {
 		"last_error":           {Type: framework.TypeString, Required: true, Description: "Why the last attempt failed; empty if it did not."},
 		"last_error_time":      {Type: framework.TypeTime, Required: true, Description: "When it failed; null if it did not."},
 		"consecutive_failures": {Type: framework.TypeInt, Required: true, Description: "Failed attempts since the last token."},
-		"next_attempt":         {Type: framework.TypeTime, Required: true, Description: "When the next attempt is allowed; null if nothing stands in its way."},
+		"next_attempt":         {Type: framework.TypeTime, Required: true, Description: "When the next attempt is allowed; null if it is allowed now."},
 		"token_requests_24h":   {Type: framework.TypeInt, Required: true, Description: "Token requests in the last 24 hours that count towards the limit."},
 		"token_request_limit":  {Type: framework.TypeInt, Required: true, Description: "Token requests allowed in any 24 hours; 0 is unlimited."},
 		"plugin_version":       {Type: framework.TypeString, Required: true, Description: "Version of this engine."},
@@ -31,19 +39,19 @@ func statusFields() map[string]*framework.FieldSchema {
 }
 
 // pathStatusRead corresponds to READ on autopay/status[/NAME].
-func (b *backend) pathStatusRead(
+func (m *mount) pathStatusRead(
 	ctx context.Context,
 	_ *logical.Request,
 	d *framework.FieldData,
 ) (*logical.Response, error) {
-	_, s, err := b.findConfigured(ctx, d)
-	if err != nil {
+	_, s, err := m.requested(ctx, d)
+	switch {
+	case notConfigured(err):
+		return nil, nil // Vault answers with 404
+	case err != nil:
 		return respondError(err)
 	}
-	if s == nil {
-		return nil, nil // Vault's way to say 404
-	}
-	now := b.now()
+	now := m.now()
 	data := map[string]any{
 		"state":                s.state(now),
 		"expire_time":          timeOrNull(s.entry.ExpireTime),

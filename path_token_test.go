@@ -74,8 +74,8 @@ func TestTokenNotConfigured(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
 	for path, says := range map[string]string{
-		"token":      "this credential is not configured: write client_id and client_secret to autopay/config first",
-		"token/oslo": "write client_id and client_secret to autopay/config/oslo first",
+		"token":      "this credential is not configured; first write client_id and client_secret to config on this mount",
+		"token/oslo": "write client_id and client_secret to config/oslo on this mount",
 	} {
 		if resp, err := e.read(path); code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), says) {
 			t.Errorf("%s: %d %q", path, code(resp, err), say(resp, err))

@@ -2,125 +2,72 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net/http"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// The jobs that change a credential. Whoever runs one holds its slot.
+// verifySpacing is the time after a failed verification in which the same one is
+// not sent again.
+const verifySpacing = 5 * time.Second
 
-// renew obtains a new token if one is due, or in any case when an operator
-// asks. The caller holds the slot.
-func (c *credential) renew(ctx context.Context, operator bool) error {
+// newCredential returns the credential of a name, with nothing loaded yet.
+func newCredential(n *node, name string) *credential {
+	c := &credential{node: n, name: name, slot: make(chan struct{}, 1)}
+	c.renew = c.renewDue
+	c.counters.Store(new(counters))
+	return c
+}
+
+// The methods below are the jobs that change a credential. Their callers hold
+// its slot.
+
+// renewDue obtains a new token if one is due, and stores what could not be
+// stored before.
+func (c *credential) renewDue(ctx context.Context) error {
 	s, err := c.current(ctx)
 	if err != nil || s.config == nil {
 		return err
 	}
-	if now := c.b.now(); !operator && s.live(now) && !s.due(now) {
-		c.arm()
+	now := c.node.now()
+	if s.live(now) && !s.due(now) {
+		defer c.arm()
+		if s.unsaved && c.node.mayWrite() {
+			return c.saveAgain(ctx, s)
+		}
 		return nil
 	}
-	entry, err := c.ask(ctx, s, s.config, operator)
-	var (
-		f    *fault
-		wait *failure
-	)
-	switch {
-	case errors.As(err, &f):
-		entry = entry.failed(s.config.Generation, f, s.config.TokenRequestLimit, c.b.now())
-		err = entry.Failure
-		if f.unstored() {
-			c.publish(s, s.config, entry, s.unsaved)
-			return err
-		}
-	case errors.As(err, &wait):
-		c.b.log(c.name).Warn("no request may leave now", "state", s.state(c.b.now()), "error", wait.Text, "next_attempt", formatTime(wait.NextAttempt))
+	if f := s.blocked(now); f != nil && c.node.mayWrite() {
 		c.arm()
-		return err
-	case err != nil:
-		return err // the tick tries again
+		return f
 	}
-	c.save(ctx, s, s.config, entry)
-	return err
+	return c.obtain(ctx, s)
 }
 
-// ask makes one request to Autopay for a token of config's settings. It is the
-// one place that decides whether a request may leave: only from a node that
-// may write (rule 10), within the ledger's limit (rule 8) and, but for an
-// operator, outside the backoff (rule 5). The request is stored in the ledger
-// before it leaves; what comes back is for the caller to store. An error that
-// is a *fault is a request that brought no token; with any other, none left.
-func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry, operator bool) (tokenEntry, error) {
-	sent := c.b.now()
-	if !c.b.mayWrite() {
-		return s.entry, logical.ErrReadOnly
-	}
-	if f := s.entry.limited(config.TokenRequestLimit, sent); f != nil {
-		c.counts.Load().requests[requestLimited].Add(1)
-		return s.entry, f
-	}
-	if f := s.blocked(sent); f != nil && !operator {
-		return s.entry, f
-	}
-	entered := s.entry.entered(sent)
-	if err := c.b.putToken(ctx, c.name, entered); err != nil {
-		if isReadOnly(err) {
-			return s.entry, logical.ErrReadOnly
-		}
-		if ctx.Err() != nil {
-			return s.entry, errClosed
-		}
-		return s.entry, &fault{text: cleanText(err.Error(), config.ClientSecret), status: http.StatusInternalServerError, noToken: true}
-	}
-	c.b.log(c.name).Debug("asking for a token")
-	begun := c.b.now()
-	answer, f := c.b.client.exchange(ctx, config.tokenRequest())
-	if ctx.Err() != nil {
-		return entered, errClosed
-	}
-	now := c.b.now()
-	entry := entered
-	if f == nil {
-		if entry = entered.obtained(config.Generation, answer, sent, now); !now.Before(entry.liveUntil()) {
-			f = &fault{text: "Autopay's token had expired when it arrived", status: http.StatusServiceUnavailable}
-		}
-	}
-	c.counts.Load().exchanged(f, now.Sub(begun))
-	switch {
-	case f == nil:
-		return entry, nil
-	case f.noToken:
-		entered = entered.struckOut()
-	}
-	return entered, f
-}
-
-// unstored reports a request that never left, for the ledger could not be stored.
-func (f *fault) unstored() bool { return f.status == http.StatusInternalServerError }
-
-// rotate replaces the token now, unless it is so young that others who saw
-// the same refusal must have asked before. The caller holds the slot.
+// rotate replaces the token now, unless it is so young that others who saw the
+// same refusal must have asked already.
 func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 	s, err := c.current(ctx)
 	if err != nil || s.config == nil {
 		return "", err
 	}
-	now := c.b.now()
-	if s.live(now) && now.Sub(s.entry.LastVaultRotation) < youngToken {
+	now := c.node.now()
+	if s.live(now) && now.Sub(s.entry.obtained()) < youngToken {
 		return "this token is younger than 60 s and was kept", nil
 	}
-	// Autopay may answer with the same token again, which stays as old as it is.
+	// Autopay may answer with the same token again, which is then as old as before.
 	if s.live(now) && s.entry.Failure == nil && now.Sub(s.entry.lastRequest()) < youngToken {
 		return "Autopay was asked for a token less than 60 s ago, and this one was kept", nil
 	}
-	if f := s.entry.Failure; f != nil && now.Sub(f.Time) < rotateSpacing {
-		return "", f
+	if f := s.entry.Failure; f != nil {
+		if f = f.untilRotate(); before(now, f.NextAttempt) {
+			return "", f
+		}
 	}
-	if err := c.renew(ctx, true); err != nil {
+	if err := c.obtain(ctx, s); err != nil {
 		return "", err
 	}
 	if c.snap.Load().entry.AccessToken == s.entry.AccessToken {
@@ -129,140 +76,208 @@ func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 	return "", nil
 }
 
-// configure puts next in the place of s's config, proved first where it
-// changes what a token is issued for. The caller holds the slot.
-func (c *credential) configure(ctx context.Context, s *snapshot, next *configEntry, verify bool) error {
-	if s.config == nil {
-		// The ledger outlives a creation that failed, or a damaged config.
-		left, err := c.b.getToken(ctx, c.name)
-		if err != nil {
-			return err
-		}
-		s = &snapshot{epoch: s.epoch, entry: left.forGeneration("")}
-	}
-	entry := s.entry
-	issued := s.config == nil || !next.issuesAs(s.config)
-	proved := issued && verify
+// obtain asks Autopay for a token and publishes what came of it.
+func (c *credential) obtain(ctx context.Context, s *snapshot) error {
+	entry, err := c.ask(ctx, s, s.config)
+	now := c.node.now()
+	var (
+		x       *exchangeError
+		storage *storageError
+		limited *failedAttempt
+	)
 	switch {
-	case !issued && *next == *s.config:
+	case err == nil:
+		c.save(ctx, s, s.config, entry)
+	case errors.As(err, &x):
+		entry = entry.withFailedExchange(s.config.Generation, x, s.config.TokenRequestLimit, now)
+		c.save(ctx, s, s.config, entry)
+		err = entry.Failure
+	case errors.As(err, &storage):
+		// Kept in memory only: writing has just failed.
+		next := newSnapshot(s.config, s.entry.withStorageFailure(s.config.Generation, cleanText(err.Error(), s.config.ClientSecret), now), now)
+		next.unsaved = s.unsaved
+		c.publish(s, next)
+		err = next.entry.Failure
+	case errors.As(err, &limited):
+		c.log().Warn("token_request_limit allows no request now", "state", s.state(now), "next_attempt", formatTime(limited.NextAttempt))
+		c.arm()
+	}
+	return err
+}
+
+// ask makes one request to Autopay for a token of config's settings, if this
+// node may write (rule 10) and the ledger allows it (rule 8). The request is
+// stored in the ledger before it is sent. What comes back is for the caller to
+// store: the entry holds the ledger whenever the request was sent.
+//
+// The error is an *exchangeError if the request brought no token, and a
+// *storageError, a *failedAttempt (the limit), logical.ErrReadOnly or errStopped
+// if it was not sent. errStopped can also follow a request that was sent; then
+// the ledger keeps it.
+func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) (tokenEntry, error) {
+	sent := c.node.now()
+	if !c.node.mayWrite() {
+		return s.entry, logical.ErrReadOnly
+	}
+	// Not s.limited: config may bring another limit.
+	if until := anchored(sent, s.entry.limitedUntil(config.TokenRequestLimit)); before(sent, until) {
+		c.counters.Load().requests[requestLimited].Add(1)
+		return s.entry, s.entry.limitedAttempt(config.TokenRequestLimit, until)
+	}
+	entry := s.entry.withRequest(sent)
+	if err := c.node.putToken(ctx, c.name, entry); err != nil {
+		if ctx.Err() != nil {
+			err = errStopped
+		}
+		return s.entry, err
+	}
+	c.log().Debug("asking for a token")
+	begun := c.node.now()
+	answer, x := c.node.client.exchange(ctx, config.tokenRequest())
+	if ctx.Err() != nil {
+		return entry, errStopped
+	}
+	now := c.node.now()
+	withToken := entry
+	if x == nil {
+		if withToken = entry.withToken(config.Generation, answer, sent, now); !before(now, withToken.liveUntil()) {
+			x = &exchangeError{text: "Autopay's token had expired when it arrived"}
+		}
+	}
+	c.counters.Load().countExchange(x, now.Sub(begun))
+	switch {
+	case x == nil:
+		return withToken, nil
+	case x.noToken:
+		return entry.withoutLastRequest(), x
+	}
+	return entry, x
+}
+
+// forConfigWrite is current, except that a credential without a usable config
+// has the ledger of what was there before: a creation that failed, or a config
+// that is damaged.
+func (c *credential) forConfigWrite(ctx context.Context) (*snapshot, error) {
+	s, err := c.current(ctx)
+	if err != nil || s.config != nil {
+		return s, err
+	}
+	left, err := c.node.getToken(ctx, c.name)
+	if err != nil {
+		return nil, err
+	}
+	return &snapshot{storageVersion: s.storageVersion, entry: left.forGeneration("")}, nil
+}
+
+// configure stores next as the settings, without asking Autopay.
+func (c *credential) configure(ctx context.Context, s *snapshot, next *configEntry) error {
+	if s.config != nil && *next == *s.config {
 		return nil
-	case issued:
-		next.Generation = rand.Text()
 	}
-	if proved {
-		var err error
-		if entry, err = c.prove(ctx, s, next); err != nil {
-			return err
-		}
-	}
-	if err := c.b.putConfig(ctx, c.name, next); err != nil {
-		if proved {
-			kept := s.entry
-			kept.Requests = entry.Requests // the proof was made, and counts
-			c.save(ctx, s, s.config, kept)
-		}
-		c.epoch.Add(1) // it may have been written all the same
+	if err := c.node.putConfig(ctx, c.name, next); err != nil {
+		c.stale() // it may have been written all the same
 		return err
 	}
-	if proved {
-		c.save(ctx, s, next, entry)
-	} else {
-		c.publish(s, next, entry.eased(c.b.now()), s.unsaved)
-	}
-	c.event(eventConfigWrite, "config", "true")
-	c.b.log(c.name).Info("credential configured", "new_token", issued, "proved", proved)
+	now := c.node.now()
+	changed := newSnapshot(next, s.entry.withShorterWait(now), now)
+	changed.unsaved = s.unsaved
+	c.publish(s, changed)
+	c.configured("verified", false)
 	return nil
 }
 
-// prove asks for a token with settings that are not stored yet. Vault's
-// clients repeat a write that was answered 5xx: the same one right after a
-// failed proof is answered as before, and no request leaves.
-func (c *credential) prove(ctx context.Context, s *snapshot, next *configEntry) (tokenEntry, error) {
-	settings := sha256.Sum256(fmt.Append(nil, next.tokenRequest()))
-	if last := c.unproved; last != nil && last.settings == settings && c.b.now().Sub(last.at) < proofSpacing {
-		return s.entry, last
+// configureVerified stores next as the settings. If they change what a token is
+// issued for, it first requests one with them, which becomes the token; if that
+// fails, settings and token stay as they were.
+func (c *credential) configureVerified(ctx context.Context, s *snapshot, next *configEntry) error {
+	if s.config != nil && next.Generation == s.config.Generation {
+		return c.configure(ctx, s, next)
 	}
-	entry, err := c.ask(ctx, s, next, true)
-	var f *fault
-	if !errors.As(err, &f) {
-		return entry, err
+	entry, err := c.verify(ctx, s, next)
+	if err != nil {
+		return err
 	}
-	if !f.unstored() { // the old config and token stay as they were, the ledger does not
-		c.save(ctx, s, s.config, entry)
+	if err := c.node.putConfig(ctx, c.name, next); err != nil {
+		old := s.entry
+		old.Requests = entry.Requests // the request was sent, and counts
+		c.save(ctx, s, s.config, old)
+		c.stale() // the settings may have been written all the same
+		return err
 	}
-	c.unproved = &unprovedError{f, settings, c.b.now()}
-	return entry, c.unproved
+	c.save(ctx, s, next, entry)
+	c.configured("verified", true)
+	return nil
 }
 
-// remove deletes the credential, its token and its ledger. The caller holds
-// the slot. The config goes last: while it is there, a delete can be repeated.
+func (c *credential) configured(args ...any) {
+	c.node.send(eventConfigWrite, c.name)
+	c.log().Info("credential configured", args...)
+}
+
+// verify requests a token with settings that are not stored yet. Vault's clients
+// repeat a write that was answered with a 5xx: the same one right after a failed
+// verification is answered as before, without a request.
+func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry) (tokenEntry, error) {
+	settings := sha256.Sum256(fmt.Append(nil, next.tokenRequest()))
+	if last := c.unverified; last != nil && last.settings == settings && c.node.now().Sub(last.at) < verifySpacing {
+		return s.entry, last
+	}
+	entry, err := c.ask(ctx, s, next)
+	var x *exchangeError
+	if !errors.As(err, &x) {
+		return entry, err
+	}
+	c.save(ctx, s, s.config, entry) // config and token stay as they were, the ledger does not
+	c.unverified = &unverifiedError{x, settings, c.node.now()}
+	return entry, c.unverified
+}
+
+// remove deletes the credential, its token and its ledger. The config goes last:
+// as long as it is there, a delete that failed can be repeated.
 func (c *credential) remove(ctx context.Context) error {
 	for _, key := range []string{tokenPrefix + c.name, configPrefix + c.name} {
-		if err := c.b.deleteKey(ctx, key); err != nil {
-			c.epoch.Add(1) // it may be gone all the same
+		if err := c.node.deleteKey(ctx, key); err != nil {
+			c.stale() // it may be gone all the same
 			return err
 		}
 	}
-	c.publish(c.snap.Load(), nil, tokenEntry{}, false)
-	c.counts.Store(new(counts))
-	c.event(eventConfigDelete, "config", "true")
-	c.b.log(c.name).Info("credential deleted")
+	c.publish(c.snap.Load(), newSnapshot(nil, tokenEntry{}, c.node.now()))
+	c.counters.Store(new(counters))
+	c.node.send(eventConfigDelete, c.name)
+	c.log().Info("credential deleted")
 	return nil
 }
 
-// save stores an entry and publishes it. Where it can't be stored, it is
-// served from memory until the tick stores it (rule 9).
+// save stores an entry and publishes it. An entry that can't be stored is served
+// from memory until a later refresh stores it (rule 9).
 func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry, entry tokenEntry) {
 	var err error
 	if config == nil && len(entry.Requests) == 0 {
-		err = c.b.deleteKey(ctx, tokenPrefix+c.name) // nothing is left to keep of a refused creation
+		err = c.node.deleteKey(ctx, tokenPrefix+c.name) // nothing to keep of a refused creation
 	} else {
-		err = c.b.putToken(ctx, c.name, entry)
+		err = c.node.putToken(ctx, c.name, entry)
 	}
+	readOnly := errors.Is(err, logical.ErrReadOnly)
 	if err != nil && ctx.Err() == nil {
-		c.b.log(c.name).Error("the token entry can't be stored, it is kept in memory", "error", err)
+		c.log().Error("the token entry can't be stored, it is kept in memory", "error", err)
 	}
-	c.publish(s, config, entry, err != nil && !isReadOnly(err))
-	if config == nil || isReadOnly(err) {
-		c.epoch.Add(1) // storage knows better
-	}
-}
-
-// publish puts a new snapshot in the place of s, and logs a change of state.
-// An invalidation that came since s was read makes the new one stale at once.
-func (c *credential) publish(s *snapshot, config *configEntry, entry tokenEntry, unsaved bool) {
-	next := newSnapshot(config, entry)
-	now := c.b.now()
-	next.epoch, next.unsaved, next.shown = s.epoch, unsaved, next.state(now)
-	c.snap.Store(next)
-	c.arm()
-	if config == nil {
-		return
-	}
-	c.announce(s, next)
-	log := c.b.log(c.name)
-	switch state, f := next.shown, next.entry.Failure; {
-	case f != nil && s.shown == state && s.entry.Failure != nil && s.entry.Failure.Status == f.Status:
-		log.Debug("still no new token", "state", state, "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
-	case f != nil && state == stateDegraded:
-		log.Warn("no new token, serving the one in hand", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
-	case f != nil:
-		log.Error("no token to serve", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
-	case next.entry.AccessToken != s.entry.AccessToken && next.live(now):
-		log.Info("new token", "expire_time", formatTime(next.entry.ExpireTime), "next_rotation", formatTime(next.dueAt()))
+	next := newSnapshot(config, entry, c.node.now())
+	next.unsaved = err != nil && !readOnly
+	c.publish(s, next)
+	if config == nil || readOnly {
+		c.stale() // storage has what counts
 	}
 }
 
-// store writes an unsaved entry. The tick calls it.
-func (c *credential) store(ctx context.Context) error {
-	s := c.snap.Load()
-	if !s.unsaved || !c.b.mayWrite() {
-		return nil
-	}
-	if err := c.b.putToken(ctx, c.name, s.entry); err != nil {
+// saveAgain stores an entry that could not be stored before.
+func (c *credential) saveAgain(ctx context.Context, s *snapshot) error {
+	if err := c.node.putToken(ctx, c.name, s.entry); err != nil {
+		c.log().Debug("the token entry still can't be stored", "error", err)
 		return err
 	}
-	c.publish(s, s.config, s.entry, false)
-	c.b.log(c.name).Info("the token entry is stored again")
+	saved := *s
+	saved.unsaved = false
+	c.replace(s, &saved)
+	c.log().Info("the token entry is stored again")
 	return nil
 }

@@ -244,7 +244,7 @@ func TestAFailedProofIsNotRepeatedAtOnce(t *testing.T) {
 		if resp, err := e.write("config", map[string]any{"client_id": "unknown"}); code(resp, err) != http.StatusBadRequest { // other settings
 			t.Fatal(resp, err)
 		}
-		time.Sleep(proofSpacing)
+		time.Sleep(verifySpacing)
 		e.sim.SetClient(testID, "x")
 		if resp, err := e.write("config", map[string]any{"client_secret": "x"}); err != nil || resp.IsError() {
 			t.Fatal(resp, err)
@@ -258,7 +258,7 @@ func TestNameInTheBodyIsRefused(t *testing.T) {
 	e.configure("default")
 	e.wantUnchanged(func() {
 		resp, err := e.write("config", map[string]any{"name": "oslo", "rotation_period": 3600})
-		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to autopay/config/NAME") {
+		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to config/NAME on this mount") {
 			t.Errorf("got %v %v", resp, err)
 		}
 	})
@@ -268,9 +268,9 @@ func TestTheSameTokenWithNewLife(t *testing.T) {
 	t.Parallel()
 	answer := tokenAnswer{accessToken: "t", lifetime: time.Hour}
 	now := start2000
-	entry := tokenEntry{}.obtained("g", answer, now, now)
+	entry := tokenEntry{}.withToken("g", answer, now, now)
 	now = now.Add(10 * time.Hour)
-	s := newSnapshot(&configEntry{Generation: "g"}, entry.obtained("g", answer, now, now))
+	s := newSnapshot(&configEntry{Generation: "g"}, entry.withToken("g", answer, now, now), now)
 	if want := now.Add(30 * time.Minute); !s.live(now) || !s.dueAt().Equal(want) {
 		t.Errorf("live %v, due at %s, want %s", s.live(now), s.dueAt(), want)
 	}

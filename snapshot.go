@@ -5,38 +5,39 @@ import (
 	"time"
 )
 
-// snapshot is one credential as readers see it: immutable, and rebuilt
-// whenever anything in it changes. All its times are derived here, so that
-// each question about a token is a plain comparison with now.
+// snapshot is one credential as readers see it. It is immutable and is rebuilt
+// whenever anything in it changes. All its times are derived when it is built,
+// so that every question about a token is a comparison with now.
 type snapshot struct {
-	epoch   uint64       // the credential's epoch when storage was read
-	config  *configEntry // nil: not configured, or damaged
-	damage  error        // why a stored config can't be used
-	entry   tokenEntry
-	unsaved bool   // the entry is newer than storage's
-	shown   string // the state when it was published, for the log
+	storageVersion uint64       // the credential's storageVersion when storage was read
+	config         *configEntry // nil: not configured, or damaged
+	damage         error        // why a stored config can't be used; nil: it can
+	entry          tokenEntry
+	unsaved        bool   // the entry is newer than the one in storage (rule 9)
+	loggedState    string // the state when the snapshot was published
 
-	liveUntil    time.Time     // the token is handed out until then; zero: no token
-	period       time.Duration // between two tokens, whole seconds
+	liveFrom     time.Time     // the token is handed out from then on; see fromFuture
+	liveUntil    time.Time     // and until then; zero: no token
+	period       time.Duration // from this token to the next, whole seconds
 	scheduled    time.Time     // when the next request is wanted; zero: at once
 	limitedUntil time.Time     // the ledger allows no request before
 
-	fields map[string]any // of the answer, less ttl; not to be changed; nil: no token
+	fields map[string]any // of the response, without ttl; read only; nil: no token
 }
 
-// newSnapshot derives what readers need from what storage holds. A token of
-// other settings than config's is not in it (rule 7).
-func newSnapshot(config *configEntry, entry tokenEntry) *snapshot {
+// newSnapshot derives what readers need from settings and a token entry at
+// now. A token of other settings is not in it (rule 7).
+func newSnapshot(config *configEntry, entry tokenEntry, now time.Time) *snapshot {
 	s := &snapshot{config: config, entry: entry}
 	if config == nil {
 		return s
 	}
-	s.entry = entry.forGeneration(config.Generation)
-	s.limitedUntil = entry.limitedUntil(config.TokenRequestLimit)
+	s.entry = entry.forGeneration(config.Generation).withLedgerUntil(now)
+	s.limitedUntil = anchored(now, s.entry.limitedUntil(config.TokenRequestLimit))
 	if s.entry.AccessToken != "" {
-		s.liveUntil = s.entry.liveUntil()
+		s.liveFrom, s.liveUntil = s.entry.obtained().Add(-s.entry.margin()), s.entry.liveUntil()
 		s.period = rotationPeriod(config, s.entry.lifetime())
-		s.scheduled = s.entry.LastVaultRotation.Add(s.period)
+		s.scheduled = s.entry.obtained().Add(s.period)
 		s.fields = map[string]any{
 			"access_token":        s.entry.AccessToken,
 			"token_type":          "Bearer",
@@ -55,8 +56,8 @@ func newSnapshot(config *configEntry, entry tokenEntry) *snapshot {
 	return s
 }
 
-// rotationPeriod is how old a token of this lifetime may get: what the
-// operator set, three quarters of the lifetime without, never more than 90 %.
+// rotationPeriod is how old a token with this lifetime may get: what the
+// operator set, or three quarters of the lifetime, and never more than 90 %.
 func rotationPeriod(config *configEntry, lifetime time.Duration) time.Duration {
 	period := lifetime * 3 / 4
 	if config.RotationPeriod > 0 {
@@ -66,9 +67,16 @@ func rotationPeriod(config *configEntry, lifetime time.Duration) time.Duration {
 }
 
 // live reports whether the token may be handed out (rule 4).
-func (s *snapshot) live(now time.Time) bool { return now.Before(s.liveUntil) }
+func (s *snapshot) live(now time.Time) bool {
+	return before(now, s.liveUntil) && !s.fromFuture(now)
+}
 
-// dueAt is when the next request leaves: when it is wanted and allowed.
+// fromFuture reports that the token was obtained later than now, by more than
+// the margin: one of two clocks was wrong, so its age is unknown. It is asked
+// each time, because the clocks may come to agree.
+func (s *snapshot) fromFuture(now time.Time) bool { return before(now, s.liveFrom) }
+
+// dueAt is when the next request is to be sent: when it is both wanted and allowed.
 func (s *snapshot) dueAt() time.Time {
 	if s.limitedUntil.After(s.scheduled) {
 		return s.limitedUntil
@@ -76,35 +84,38 @@ func (s *snapshot) dueAt() time.Time {
 	return s.scheduled
 }
 
-// due reports whether a request should leave now.
-func (s *snapshot) due(now time.Time) bool { return !now.Before(s.dueAt()) }
-
-// pending reports that no token was asked for yet under these settings.
-func (s *snapshot) pending() bool { return s.entry.AccessToken == "" && s.entry.Failure == nil }
-
-// limited is why the ledger allows no request now; nil if it does.
-func (s *snapshot) limited(now time.Time) *failure {
-	if !now.Before(s.limitedUntil) {
-		return nil
-	}
-	return s.entry.limited(s.config.TokenRequestLimit, now)
+// due reports whether a request is to be sent now.
+func (s *snapshot) due(now time.Time) bool {
+	return !before(now, s.dueAt()) || s.fromFuture(now) && s.blocked(now) == nil
 }
 
-// blocked is why no request may leave now without an operator's word: the
+// pending reports that no token has been requested yet under these settings.
+func (s *snapshot) pending() bool { return s.entry.AccessToken == "" && s.entry.Failure == nil }
+
+// limited is why the ledger allows no request now; nil if it allows one. The
+// answer counts as a failed attempt made when the last request used up the limit.
+func (s *snapshot) limited(now time.Time) *failedAttempt {
+	if !before(now, s.limitedUntil) {
+		return nil
+	}
+	return s.entry.limitedAttempt(s.config.TokenRequestLimit, s.limitedUntil)
+}
+
+// blocked is why no request may be sent now unless an operator wants it: the
 // ledger or the backoff; nil if one may.
-func (s *snapshot) blocked(now time.Time) *failure {
+func (s *snapshot) blocked(now time.Time) *failedAttempt {
 	if f := s.limited(now); f != nil {
 		return f
 	}
-	if f := s.entry.Failure; f != nil && now.Before(f.NextAttempt) {
+	if f := s.entry.Failure; f != nil && before(now, f.NextAttempt) {
 		return f
 	}
 	return nil
 }
 
 // problem is what keeps the token from being replaced; nil if nothing does.
-func (s *snapshot) problem(now time.Time) *failure {
-	if wanted := !s.live(now) || !now.Before(s.scheduled); wanted {
+func (s *snapshot) problem(now time.Time) *failedAttempt {
+	if wanted := !s.live(now) || !before(now, s.scheduled); wanted {
 		if f := s.limited(now); f != nil {
 			return f
 		}
@@ -112,18 +123,18 @@ func (s *snapshot) problem(now time.Time) *failure {
 	return s.entry.Failure
 }
 
-// ttl is how long a reader should hold the token before it reads again: until
-// it is due to be replaced, and not for long while replacing it fails.
+// ttl is how long a reader should keep the token before it reads again: until
+// the token is due to be replaced, and not for long while replacing it fails.
 func (s *snapshot) ttl(now time.Time) time.Duration {
 	most, until := s.period, s.scheduled
 	if s.problem(now) != nil {
 		most, until = min(most, maxOutageTTL), s.dueAt()
 	}
-	return max(min(ceilSecond(until.Sub(now)), most), minTTL)
+	return max(min(ceilSecond(timeLeft(now, until)), most), minTTL)
 }
 
-// answer is what a reader gets. The caller may change it.
-func (s *snapshot) answer(now time.Time) map[string]any {
+// response returns the data that a reader gets. The caller may change it.
+func (s *snapshot) response(now time.Time) map[string]any {
 	data := maps.Clone(s.fields)
 	data["ttl"] = int64(s.ttl(now) / time.Second)
 	return data

@@ -9,101 +9,138 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// tokenPrefix in storage: token/NAME, local to the cluster.
-const tokenPrefix = "token/"
+// Both prefixes are seal-wrapped. token/ is local: it is not replicated to
+// performance secondaries.
+const (
+	configPrefix = "config/" // config/NAME holds a configEntry
+	tokenPrefix  = "token/"  // token/NAME holds a tokenEntry
+)
 
-// read builds a snapshot of what storage holds. An entry that memory has and
-// storage not yet, as old tells, goes before the stored one (rule 9).
-func (b *backend) read(ctx context.Context, name string, old *snapshot) (*snapshot, error) {
-	config, damage, err := b.getConfig(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	if config == nil {
+// storageError is an operation of Vault's storage that failed.
+type storageError struct {
+	operation string // such as "storing the token entry"
+	err       error
+}
+
+// Error implements error.
+func (e *storageError) Error() string { return e.operation + ": " + e.err.Error() }
+
+// Unwrap gives access to the cause.
+func (e *storageError) Unwrap() error { return e.err }
+
+// damagedError is a stored config that can't be used.
+type damagedError struct {
+	name string
+	err  error
+}
+
+// Error implements error.
+func (e *damagedError) Error() string {
+	return fmt.Sprintf("the stored credential %q is damaged: %v; write it again with client_id and client_secret, or delete it", e.name, e.err)
+}
+
+// load builds a snapshot of what storage holds. If old has an entry that storage
+// does not have yet, that one counts (rule 9).
+func (n *node) load(ctx context.Context, name string, old *snapshot) (*snapshot, error) {
+	config, err := n.getConfig(ctx, name)
+	var damage *damagedError
+	switch {
+	case errors.As(err, &damage):
 		return &snapshot{damage: damage}, nil
+	case err != nil:
+		return nil, err
+	case config == nil:
+		return &snapshot{}, nil
 	}
-	unsaved := old != nil && old.unsaved
-	var entry tokenEntry
-	if unsaved {
-		entry = old.entry
-	} else if entry, err = b.getToken(ctx, name); err != nil {
+	if old != nil && old.unsaved {
+		s := newSnapshot(config, old.entry, n.now())
+		s.unsaved = true
+		return s, nil
+	}
+	entry, err := n.getToken(ctx, name)
+	if err != nil {
 		return nil, err
 	}
-	s := newSnapshot(config, entry)
-	s.unsaved = unsaved
-	return s, nil
+	// A token that is known already keeps its reading of the clock. A new one would
+	// lengthen its life if the wall clock had been set back since (rule 4).
+	if old != nil && old.entry.AccessToken == entry.AccessToken && old.entry.ExpireTime.Equal(entry.ExpireTime) {
+		entry.clock = old.entry.clock
+	}
+	return newSnapshot(config, entry, n.now()), nil
 }
 
-// getConfig reads a stored config: nil where there is none, with the damage
-// where it can't be used.
-func (b *backend) getConfig(ctx context.Context, name string) (config *configEntry, damage, err error) {
-	stored, err := b.storage.Get(ctx, configPrefix+name)
+// getConfig reads a stored config: nil if there is none, a *damagedError if it
+// can't be used.
+func (n *node) getConfig(ctx context.Context, name string) (*configEntry, error) {
+	stored, err := n.storage.Get(ctx, configPrefix+name)
 	if err != nil {
-		return nil, nil, fmt.Errorf("reading the credential from storage: %w", err)
+		return nil, &storageError{"reading the credential from storage", err}
 	}
 	if stored == nil {
-		return nil, nil, nil
+		return nil, nil
 	}
-	config, err = decodeConfig(stored.Value)
+	config, err := decodeConfig(stored.Value)
 	if err != nil {
-		return nil, fmt.Errorf("the stored credential %q is damaged: %w; write it again with client_id and client_secret, or delete it",
-			name, err), nil
+		return nil, &damagedError{name, err}
 	}
-	return config, nil, nil
+	return config, nil
 }
 
-// getToken reads a stored token entry. A damaged one is dropped: the token
-// in it is replaced by asking for another, within the limit.
-func (b *backend) getToken(ctx context.Context, name string) (tokenEntry, error) {
-	stored, err := b.storage.Get(ctx, tokenPrefix+name)
+// getToken reads a stored token entry, an empty one if there is none. Damage
+// costs at most one more request, within the limit, so it is only logged.
+func (n *node) getToken(ctx context.Context, name string) (tokenEntry, error) {
+	stored, err := n.storage.Get(ctx, tokenPrefix+name)
 	if err != nil {
-		return tokenEntry{}, fmt.Errorf("reading the token from storage: %w", err)
+		return tokenEntry{}, &storageError{"reading the token from storage", err}
 	}
-	var entry tokenEntry
 	if stored == nil {
-		return entry, nil
+		return tokenEntry{}, nil
 	}
-	if stored.DecodeJSON(&entry) != nil || !entry.valid() {
-		b.log(name).Error("the stored token entry is damaged and dropped")
-		entry = tokenEntry{Requests: entry.Requests} // the ledger stays, as far as it can be read
+	entry, whole := decodeToken(stored.Value, n.now())
+	if !whole {
+		n.log(name).Error("the stored token entry is damaged, using the parts that are not")
 	}
-	return entry.sane(b.now()), nil
+	return entry, nil
 }
 
-func (b *backend) putConfig(ctx context.Context, name string, config *configEntry) error {
-	return b.put(ctx, configPrefix+name, "the credential", config)
+func (n *node) putConfig(ctx context.Context, name string, config *configEntry) error {
+	return n.put(ctx, configPrefix+name, "storing the credential", config)
 }
 
-func (b *backend) putToken(ctx context.Context, name string, entry tokenEntry) error {
-	return b.put(ctx, tokenPrefix+name, "the token entry", entry)
+func (n *node) putToken(ctx context.Context, name string, entry tokenEntry) error {
+	return n.put(ctx, tokenPrefix+name, "storing the token entry", entry)
 }
 
-func (b *backend) put(ctx context.Context, key, what string, value any) error {
-	stored, err := logical.StorageEntryJSON(key, value)
-	if err != nil {
-		return fmt.Errorf("encoding %s: %w", what, err)
-	}
-	if err := ctx.Err(); err != nil {
-		return err // nothing is written once the backend is closed
-	}
-	if err := b.storage.Put(ctx, stored); err != nil {
-		return fmt.Errorf("storing %s: %w", what, err)
-	}
-	return nil
-}
-
-func (b *backend) deleteKey(ctx context.Context, key string) error {
+// put stores a value. Nothing is written once the mount has been stopped. The
+// error is a *storageError, the context's, or logical.ErrReadOnly.
+func (n *node) put(ctx context.Context, key, operation string, value any) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := b.storage.Delete(ctx, key); err != nil {
-		return fmt.Errorf("deleting %s from storage: %w", key, err)
+	stored, err := logical.StorageEntryJSON(key, value)
+	if err == nil {
+		err = n.storage.Put(ctx, stored)
 	}
-	return nil
+	return writeError(operation, err)
 }
 
-// isReadOnly reports that a node may not write. Errors of storage cross the
-// plugin boundary as text (sdk/plugin/grpc_storage.go).
-func isReadOnly(err error) bool {
-	return err != nil && (errors.Is(err, logical.ErrReadOnly) || strings.Contains(err.Error(), logical.ErrReadOnly.Error()))
+// deleteKey deletes what storage keeps under a key. The error is as that of put.
+func (n *node) deleteKey(ctx context.Context, key string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return writeError("deleting "+key+" from storage", n.storage.Delete(ctx, key))
+}
+
+// writeError is the error of a write that failed. Errors of storage cross the
+// plugin boundary as text (sdk/plugin/grpc_storage.go), so a node that may not
+// write is recognised by the text.
+func writeError(operation string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case strings.Contains(err.Error(), logical.ErrReadOnly.Error()):
+		return logical.ErrReadOnly
+	}
+	return &storageError{operation, err}
 }

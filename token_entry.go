@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -11,53 +13,106 @@ import (
 )
 
 const (
-	ledgerWindow  = 24 * time.Hour
-	minTTL        = 5 * time.Second
-	maxOutageTTL  = 60 * time.Second
-	liveMargin    = 30 * time.Second // a token this close to its expiry is not handed out
-	backoffFirst  = time.Second
-	backoffMax    = 60 * time.Second
-	refusedDelay  = 5 * time.Minute
-	youngToken    = 60 * time.Second // rotate keeps a token younger than this
-	rotateSpacing = 5 * time.Second  // between an attempt and a rotate
-	proofSpacing  = 5 * time.Second  // between a failed proof and the same one again
+	ledgerWindow    = 24 * time.Hour
+	minTTL          = 5 * time.Second
+	maxOutageTTL    = 60 * time.Second // ttl while the token can't be replaced
+	liveMargin      = 30 * time.Second // a token this close to its expiry is not handed out
+	backoffFirst    = time.Second
+	backoffMax      = 60 * time.Second
+	refusedDelay    = 5 * time.Minute
+	youngToken      = 60 * time.Second // rotate keeps a token younger than this
+	rotateDelay     = 5 * time.Second  // after the first failed attempt; doubled with each further one
+	rotateDelayMax  = 5 * time.Minute
+	maxClockSkew    = 5 * time.Minute // between the clocks of two nodes
+	maxFailureCount = math.MaxInt32
 )
 
 // tokenEntry is what storage keeps at token/NAME: the token, the ledger of
-// requests and the last failure. It is a value: its methods return changed
-// copies and never write to what they were called on.
+// requests and the last failed attempt. It is a value: its methods return
+// changed copies and never write to their receiver.
 type tokenEntry struct {
-	// Generation is the one of the configEntry that token and failure belong to.
+	// Generation is that of the configEntry which token and failure belong to.
 	Generation  string `json:"generation,omitempty"`
 	AccessToken string `json:"access_token,omitempty"` // "": none
 	Scope       string `json:"scope,omitempty"`
-	// ExpireTime and LastVaultRotation are whole seconds in UTC. Both count
-	// from before the token was asked for.
+	// ExpireTime and LastVaultRotation are whole seconds in UTC, counted from
+	// before the token was requested, by the wall clock.
 	ExpireTime        time.Time `json:"expire_time,omitzero"`
 	LastVaultRotation time.Time `json:"last_vault_rotation,omitzero"`
-	// NextRotation overrides the schedule after Autopay answered with the
-	// token that was already in hand.
+	// clock is a reading of both of Go's clocks when the wall clock was the one
+	// that these times count by: when the token was requested, or loaded.
+	clock time.Time
+	// NextRotation replaces the usual schedule after Autopay has answered with
+	// the token that was already in hand.
 	NextRotation time.Time `json:"next_rotation,omitzero"`
-	// Requests is the ledger: when token requests left, in Unix seconds
+	// Requests is the ledger: the times of token requests in Unix seconds,
 	// rounded up, ascending, 24 hours deep.
 	Requests []int64 `json:"requests,omitempty"`
 	// Failure is the last attempt, if it failed.
-	Failure *failure `json:"failure,omitempty"`
+	Failure *failedAttempt `json:"failure,omitempty"`
 }
 
-// failure is a failed attempt to obtain a token. It is an error that readers
-// without a live token are given until NextAttempt.
-type failure struct {
-	Text        string    `json:"text"`
-	Status      int       `json:"status"` // HTTP status for a reader: 500, 502 or 503
-	Time        time.Time `json:"time"`
-	Count       int       `json:"count"` // consecutive failures
-	NextAttempt time.Time `json:"next_attempt"`
+// A failureKind says why an attempt to obtain a token failed.
+type failureKind int
+
+const (
+	unavailable   failureKind = iota // Autopay can't be reached, or its answer holds no token
+	refused                          // Autopay refused the credential
+	storageFailed                    // the ledger could not be stored, so no request was sent
+)
+
+// storedKinds are the numbers that stand for the kinds in storage: the HTTP
+// statuses that v0.1.0 keeps there.
+var storedKinds = map[failureKind]int{
+	unavailable:   http.StatusServiceUnavailable,
+	refused:       http.StatusBadGateway,
+	storageFailed: http.StatusInternalServerError,
+}
+
+// MarshalJSON implements json.Marshaler.
+func (k failureKind) MarshalJSON() ([]byte, error) { return json.Marshal(storedKinds[k]) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (k *failureKind) UnmarshalJSON(data []byte) error {
+	for kind, stored := range storedKinds {
+		if string(data) == fmt.Sprint(stored) {
+			*k = kind
+			return nil
+		}
+	}
+	return errors.New("unknown kind of failure")
+}
+
+// failedAttempt is an attempt to obtain a token that failed. It is the error
+// that readers without a live token get until NextAttempt.
+type failedAttempt struct {
+	Text        string      `json:"text"`
+	Kind        failureKind `json:"status"`
+	Time        time.Time   `json:"time"`
+	Count       int         `json:"count"` // failed attempts in a row
+	NextAttempt time.Time   `json:"next_attempt"`
+	// RetryAfter is how long Autopay asked us to wait, in seconds. It binds
+	// operators too.
+	RetryAfter int64 `json:"retry_after,omitempty"`
 }
 
 // Error implements error.
-func (f *failure) Error() string {
+func (f *failedAttempt) Error() string {
 	return fmt.Sprintf("%s; the next attempt is at %s", f.Text, formatTime(f.NextAttempt))
+}
+
+// untilRotate returns f as an operator's rotate sees it: NextAttempt is when
+// rotate may try. That is rotateDelay after the failure, doubled with each
+// further failure in a row, but not before Autopay's Retry-After and not later
+// than the next attempt that is due anyway.
+func (f *failedAttempt) untilRotate() *failedAttempt {
+	delay := min(rotateDelay<<min(f.Count-1, 10), rotateDelayMax)
+	delay = max(delay, time.Duration(f.RetryAfter)*time.Second)
+	g := *f
+	if at := f.Time.Add(delay); at.Before(f.NextAttempt) {
+		g.NextAttempt = at
+	}
+	return &g
 }
 
 // formatTime renders t in RFC 3339, UTC, rounded up to whole seconds.
@@ -65,21 +120,59 @@ func formatTime(t time.Time) string {
 	return t.Add(time.Second - 1).Truncate(time.Second).UTC().Format(time.RFC3339)
 }
 
-// forGeneration returns the entry as it counts for settings of generation g:
-// a token or failure of other settings is dropped, the ledger stays.
-func (e tokenEntry) forGeneration(g string) tokenEntry {
-	if e.Generation == g {
-		return e
+// decodeToken reads a stored entry. Token, ledger and failure are understood
+// apart from each other: what is damaged, or written by a version with other
+// rules, is left out, and whole is false. What is left out costs at most one
+// request more.
+//
+// now is the time of loading, from which stored times count. A failure in the
+// future, which only a wrong clock can have written, counts as one of now. A
+// token from further in the future than clocks differ is left out too, because
+// its age is unknown.
+func decodeToken(data []byte, now time.Time) (e tokenEntry, whole bool) {
+	var parts struct {
+		Requests json.RawMessage `json:"requests"`
+		Failure  json.RawMessage `json:"failure"`
 	}
-	return tokenEntry{Generation: g, Requests: e.Requests}
+	var token struct {
+		tokenEntry
+		Requests json.RawMessage `json:"requests"` // hides the field of tokenEntry
+		Failure  json.RawMessage `json:"failure"`
+	}
+	if json.Unmarshal(data, &parts) != nil {
+		return tokenEntry{}, false
+	}
+	if whole = json.Unmarshal(data, &token) == nil && token.valid(); whole {
+		e = token.tokenEntry
+		if e.LastVaultRotation.After(now.Add(maxClockSkew)) {
+			e = tokenEntry{Generation: e.Generation}
+		}
+	}
+	if parts.Requests != nil && json.Unmarshal(parts.Requests, &e.Requests) != nil {
+		e.Requests, whole = nil, false
+	}
+	if parts.Failure != nil && json.Unmarshal(parts.Failure, &e.Failure) != nil ||
+		e.Failure != nil && (e.Generation == "" || !e.Failure.valid()) {
+		e.Failure, whole = nil, false
+	}
+	e.clock = now
+	e.NextRotation = anchored(now, e.NextRotation)
+	if f := e.Failure; f != nil {
+		wait := f.NextAttempt.Sub(f.Time)
+		f.Time = anchored(now, f.Time)
+		if f.Time.After(now) {
+			f.Time = now
+		}
+		f.NextAttempt = f.Time.Add(wait)
+	}
+	return e, whole
 }
 
-// valid reports whether this engine could have written the entry. Damage that
-// still decodes could be handed to a reader, or keep one waiting without end.
+// valid reports whether the engine could have written the token part of the
+// entry. Damage that still decodes could be handed to a reader or keep one
+// waiting without end.
 func (e tokenEntry) valid() bool {
 	switch {
-	case e.Failure != nil && (e.Generation == "" || !e.Failure.valid()):
-		return false
 	case e.AccessToken == "":
 		return e.Scope == "" && e.ExpireTime.IsZero() && e.LastVaultRotation.IsZero() && e.NextRotation.IsZero()
 	case e.Generation == "" || len(e.AccessToken) > maxTokenSize || !visibleASCII(e.AccessToken, '!'):
@@ -94,11 +187,11 @@ func (e tokenEntry) valid() bool {
 	return !e.NextRotation.After(e.ExpireTime.Add(minTTL))
 }
 
-// valid reports whether this engine could have written the failure.
-func (f *failure) valid() bool {
+// valid reports whether the engine could have written the failure.
+func (f *failedAttempt) valid() bool {
 	wait := f.NextAttempt.Sub(f.Time)
-	return (f.Status == http.StatusInternalServerError || f.Status == http.StatusBadGateway || f.Status == http.StatusServiceUnavailable) &&
-		f.Count > 0 && f.Count < math.MaxInt32 && wait >= backoffFirst && wait <= ledgerWindow &&
+	return f.Count > 0 && f.Count < maxFailureCount && wait >= backoffFirst && wait <= ledgerWindow &&
+		f.RetryAfter >= 0 && f.RetryAfter <= int64(maxRetryAfter/time.Second) &&
 		len(f.Text) <= maxFieldSize && !strings.ContainsFunc(f.Text, notPrintable)
 }
 
@@ -107,29 +200,16 @@ func wholeUTC(t time.Time) bool {
 	return offset == 0 && t.Nanosecond() == 0
 }
 
-// sane returns a loaded entry without what a clock that stepped back since
-// has made wrong: a token whose age can't be told, waits without end.
-func (e tokenEntry) sane(now time.Time) tokenEntry {
-	if e.LastVaultRotation.After(now.Add(e.margin())) {
-		e = tokenEntry{Generation: e.Generation, Requests: e.Requests, Failure: e.Failure}
+// forGeneration returns the entry as it counts for settings of a generation: a
+// token or failure of other settings is left out, and the ledger stays (rule 7).
+func (e tokenEntry) forGeneration(generation string) tokenEntry {
+	if e.Generation == generation {
+		return e
 	}
-	if e.Failure != nil && e.Failure.Time.After(now) {
-		e.Failure = nil
-	}
-	e.Requests = slices.Clone(e.Requests)
-	for i, t := range e.Requests {
-		e.Requests[i] = min(t, unixUp(now))
-	}
-	slices.Sort(e.Requests)
-	return e
+	return tokenEntry{Generation: generation, Requests: e.Requests}
 }
 
-// unixUp is t in Unix seconds, rounded up, so that the ledger's window is never short.
-func unixUp(t time.Time) int64 {
-	return t.Add(time.Second - 1).Unix()
-}
-
-// lifetime is how long Autopay honours the token, in all.
+// lifetime is how long Autopay honours the token in all.
 func (e tokenEntry) lifetime() time.Duration {
 	return e.ExpireTime.Sub(e.LastVaultRotation)
 }
@@ -139,12 +219,21 @@ func (e tokenEntry) margin() time.Duration {
 	return min(liveMargin, e.lifetime()/20)
 }
 
+// obtained is when the token was requested.
+func (e tokenEntry) obtained() time.Time { return anchored(e.clock, e.LastVaultRotation) }
+
 // liveUntil is when the token stops being handed out; zero without a token.
 func (e tokenEntry) liveUntil() time.Time {
 	if e.AccessToken == "" {
 		return time.Time{}
 	}
-	return e.ExpireTime.Add(-e.margin())
+	return anchored(e.clock, e.ExpireTime.Add(-e.margin()))
+}
+
+// unixUp is t in Unix seconds, rounded up so that the ledger's window is never
+// too short.
+func unixUp(t time.Time) int64 {
+	return t.Add(time.Second - 1).Unix()
 }
 
 // requestsAt counts the requests in the 24 hours before now.
@@ -159,46 +248,7 @@ func (e tokenEntry) requestsAt(now time.Time) int {
 	return len(e.Requests) - i
 }
 
-// limitedUntil is when the ledger allows the next request under limit; a
-// time in the past where it allows one now.
-func (e tokenEntry) limitedUntil(limit int) time.Time {
-	if limit == 0 || len(e.Requests) < limit {
-		return time.Time{}
-	}
-	return time.Unix(e.Requests[len(e.Requests)-limit], 0).Add(ledgerWindow)
-}
-
-// limited is why the ledger allows no request at now; nil if it does. A limit
-// of 0 is none.
-func (e tokenEntry) limited(limit int, now time.Time) *failure {
-	until := e.limitedUntil(limit)
-	if !now.Before(until) {
-		return nil
-	}
-	f := &failure{
-		Text:        fmt.Sprintf("the token_request_limit of %d in 24 hours is used up; raise it, or wait", limit),
-		Status:      http.StatusServiceUnavailable,
-		Time:        e.lastRequest(), // the request that used it up
-		NextAttempt: until,
-	}
-	if e.Failure != nil {
-		f.Count = e.Failure.Count
-	}
-	return f
-}
-
-// eased returns the entry after an operator changed its settings, the limit
-// perhaps: what waits for longer than Autopay itself may ask for, waits no longer.
-func (e tokenEntry) eased(now time.Time) tokenEntry {
-	if latest := now.Add(maxRetryAfter); e.Failure != nil && e.Failure.NextAttempt.After(latest) {
-		f := *e.Failure
-		f.NextAttempt = latest
-		e.Failure = &f
-	}
-	return e
-}
-
-// lastRequest is when the last request in the ledger left; zero if there is none.
+// lastRequest is when the last request in the ledger was sent; zero if there is none.
 func (e tokenEntry) lastRequest() time.Time {
 	if len(e.Requests) == 0 {
 		return time.Time{}
@@ -206,25 +256,58 @@ func (e tokenEntry) lastRequest() time.Time {
 	return time.Unix(e.Requests[len(e.Requests)-1], 0)
 }
 
-// entered returns the entry with a request at now in its ledger.
-func (e tokenEntry) entered(now time.Time) tokenEntry {
-	recent := e.Requests[len(e.Requests)-e.requestsAt(now):]
-	e.Requests = append(slices.Clone(recent), unixUp(now))
+// limitedUntil is when the ledger allows the next request under limit, where 0
+// is no limit. It is a time in the past if the ledger allows one now.
+func (e tokenEntry) limitedUntil(limit int) time.Time {
+	if limit == 0 || len(e.Requests) < limit {
+		return time.Time{}
+	}
+	return time.Unix(e.Requests[len(e.Requests)-limit], 0).Add(ledgerWindow)
+}
+
+// limitedAttempt is what readers without a live token get while the ledger, with
+// limit requests in 24 hours, allows none before until.
+func (e tokenEntry) limitedAttempt(limit int, until time.Time) *failedAttempt {
+	return &failedAttempt{
+		Text:        fmt.Sprintf("the token_request_limit of %d in 24 hours is used up; raise it, or wait", limit),
+		Time:        e.lastRequest(), // the one that used it up
+		Count:       e.failures(),
+		NextAttempt: until,
+	}
+}
+
+// withLedgerUntil returns the entry with no request later than now in its
+// ledger. A request in the future was entered by a clock that was ahead, and
+// would count for longer than 24 hours.
+func (e tokenEntry) withLedgerUntil(now time.Time) tokenEntry {
+	e.Requests = slices.Clone(e.Requests)
+	for i, t := range e.Requests {
+		e.Requests[i] = min(t, unixUp(now))
+	}
+	slices.Sort(e.Requests)
 	return e
 }
 
-// struckOut returns the entry without the request entered last.
-func (e tokenEntry) struckOut() tokenEntry {
+// withRequest returns the entry with a request at now in its ledger.
+func (e tokenEntry) withRequest(now time.Time) tokenEntry {
+	e = e.withLedgerUntil(now)
+	e.Requests = append(e.Requests[len(e.Requests)-e.requestsAt(now):], unixUp(now))
+	return e
+}
+
+// withoutLastRequest returns the entry without the newest request in its ledger.
+func (e tokenEntry) withoutLastRequest() tokenEntry {
 	e.Requests = e.Requests[:len(e.Requests)-1]
 	return e
 }
 
-// obtained returns the entry with the token that Autopay gave at now for a
-// request sent at sent, under settings of generation g.
-func (e tokenEntry) obtained(g string, answer tokenAnswer, sent, now time.Time) tokenEntry {
+// withToken returns the entry with the token that Autopay issued, under
+// settings of a generation, for a request sent at sent and answered at now.
+func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now time.Time) tokenEntry {
 	old := e
+	e.clock = sent
 	sent = sent.UTC().Truncate(time.Second)
-	e.Generation = g
+	e.Generation = generation
 	e.AccessToken = answer.accessToken
 	e.Scope = answer.scope
 	e.ExpireTime = sent.Add(answer.lifetime)
@@ -232,49 +315,81 @@ func (e tokenEntry) obtained(g string, answer tokenAnswer, sent, now time.Time) 
 	e.NextRotation = time.Time{}
 	e.Failure = nil
 	if old.AccessToken != answer.accessToken {
-		// Two tokens within a second: last_vault_rotation must tell them apart.
-		if old.AccessToken != "" && !sent.After(old.LastVaultRotation) {
+		// Several tokens within a second: last_vault_rotation must tell them apart.
+		if ahead := old.LastVaultRotation.Unix() - sent.Unix(); ahead >= 0 && ahead < 10 {
 			e.LastVaultRotation = old.LastVaultRotation.Add(time.Second)
 		}
 		return e
 	}
-	// The same token again changes nothing but the next attempt, unless it
-	// was given new life after it had ended by our books.
+	// The same token again. Nothing changes but the next attempt, unless the
+	// token was reissued after we considered it expired.
 	e.LastVaultRotation = old.LastVaultRotation
-	if now.Before(old.liveUntil()) {
-		e.Scope, e.ExpireTime = old.Scope, old.ExpireTime
+	if before(now, old.liveUntil()) {
+		e.Scope, e.ExpireTime, e.clock = old.Scope, old.ExpireTime, old.clock
 	}
 	e.NextRotation = now.Add(max(e.ExpireTime.Sub(now)/2, minTTL))
 	return e
 }
 
-// failed returns the entry with a failed attempt at now, under settings of
-// generation g, whose ledger allows limit requests (0: any number).
-func (e tokenEntry) failed(g string, f *fault, limit int, now time.Time) tokenEntry {
-	e = e.forGeneration(g)
-	count := 1
-	if e.Failure != nil {
-		count += e.Failure.Count
+// withFailedExchange returns the entry with an exchange that failed at now,
+// under settings of a generation whose ledger allows limit requests (0: any
+// number).
+func (e tokenEntry) withFailedExchange(generation string, x *exchangeError, limit int, now time.Time) tokenEntry {
+	e = e.forGeneration(generation)
+	f := failedAttempt{Kind: unavailable, Text: x.text, RetryAfter: int64(x.retryAfter / time.Second)}
+	delay := e.backoff()
+	if x.refused {
+		f.Kind, delay = refused, refusedDelay
 	}
-	delay := backoffMax
-	if shift := count - 1; shift < 6 {
-		delay = min(backoffFirst<<shift, backoffMax)
-	}
-	// Up to a quarter less, so that many credentials do not come back at once.
-	delay = max(delay-rand.N(delay/4), backoffFirst) //nolint:gosec // jitter needs no secrecy
-	if f.refused() {
-		delay = refusedDelay
-	}
-	delay = max(delay, f.retryAfter)
-	// A failure that may have cost a token: from half the limit on, the rest
-	// must last for 24 hours.
-	if used := e.requestsAt(now); !f.noToken && limit > 0 && 2*used >= limit {
+	delay = max(delay, x.retryAfter)
+	// An exchange that may have cost a token: from half the limit on, the rest
+	// has to last for 24 hours.
+	if used := e.requestsAt(now); !x.noToken && limit > 0 && 2*used >= limit {
 		delay = max(delay, ledgerWindow/time.Duration(max(limit-used, 1)))
 	}
-	next := now.Add(delay)
-	if e.Failure != nil && e.Failure.NextAttempt.After(next) {
-		next = e.Failure.NextAttempt // an operator's attempt does not shorten the wait
+	return e.withFailure(f, delay, now)
+}
+
+// withStorageFailure returns the entry with an attempt that failed at now
+// because the ledger could not be stored.
+func (e tokenEntry) withStorageFailure(generation, text string, now time.Time) tokenEntry {
+	e = e.forGeneration(generation)
+	return e.withFailure(failedAttempt{Kind: storageFailed, Text: text}, e.backoff(), now)
+}
+
+// backoff is the wait after one more failed attempt: 1 s, doubled each time up
+// to 60 s, and up to a quarter less so that many credentials do not come back
+// at once.
+func (e tokenEntry) backoff() time.Duration {
+	delay := min(backoffFirst<<min(e.failures(), 10), backoffMax)
+	return max(delay-rand.N(delay/4), backoffFirst) //nolint:gosec // jitter needs no secrecy
+}
+
+// failures counts the failed attempts in a row.
+func (e tokenEntry) failures() int {
+	if e.Failure == nil {
+		return 0
 	}
-	e.Failure = &failure{Text: f.text, Status: f.status, Time: now, Count: count, NextAttempt: next}
+	return e.Failure.Count
+}
+
+func (e tokenEntry) withFailure(f failedAttempt, delay time.Duration, now time.Time) tokenEntry {
+	f.Time, f.Count, f.NextAttempt = now, min(e.failures()+1, maxFailureCount-1), now.Add(delay)
+	if e.Failure != nil && e.Failure.NextAttempt.After(f.NextAttempt) {
+		f.NextAttempt = e.Failure.NextAttempt // an operator's attempt does not shorten the wait
+	}
+	e.Failure = &f
+	return e
+}
+
+// withShorterWait returns the entry after an operator has changed the settings,
+// perhaps the limit: it caps the remaining wait at maxRetryAfter, because a
+// longer one was only meant to spread the old limit over the day.
+func (e tokenEntry) withShorterWait(now time.Time) tokenEntry {
+	if latest := now.Add(maxRetryAfter); e.Failure != nil && e.Failure.NextAttempt.After(latest) {
+		f := *e.Failure
+		f.NextAttempt = latest
+		e.Failure = &f
+	}
 	return e
 }

@@ -2,99 +2,189 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"math"
 	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/hashicorp/vault/sdk/logical"
-
-	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestDamagedTokenEntry stores an entry that this engine could have written,
-// with one thing changed: it is taken, or dropped with a log line. The ledger
-// stays in any case.
-func TestDamagedTokenEntry(t *testing.T) {
+// TestDecodeToken changes one thing in an entry that the engine could have
+// stored. What is understood is kept; the rest is left out and said to be damaged.
+func TestDecodeToken(t *testing.T) {
 	t.Parallel()
+	const (
+		all       = "token failure ledger"
+		noFailure = "token ledger"
+		ledger    = "ledger"
+	)
 	begun := start2000.Add(-time.Hour)
 	far := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	failed := func(change func(f *failedAttempt)) func(e *tokenEntry) {
+		return func(e *tokenEntry) { change(e.Failure) }
+	}
 	for name, test := range map[string]struct {
 		change func(e *tokenEntry)
-		taken  bool
+		want   string // the parts that are kept
+		whole  bool
 	}{
-		"as it was written":              {func(*tokenEntry) {}, true},
-		"without a failure":              {func(e *tokenEntry) { e.Failure = nil }, true},
-		"a ledger alone":                 {func(e *tokenEntry) { *e = tokenEntry{Requests: e.Requests} }, true},
-		"a failure alone":                {func(e *tokenEntry) { *e = tokenEntry{Generation: "g", Requests: e.Requests, Failure: e.Failure} }, true},
-		"of other settings":              {func(e *tokenEntry) { e.Generation = "h" }, true},
-		"lifetime of ten years":          {func(e *tokenEntry) { e.ExpireTime = begun.Add(maxLifetime * time.Second) }, true},
-		"due again after the same token": {func(e *tokenEntry) { e.NextRotation = e.ExpireTime.Add(minTTL) }, true},
-		"refused":                        {func(e *tokenEntry) { e.Failure.Status = http.StatusBadGateway }, true},
-		"storage had failed":             {func(e *tokenEntry) { e.Failure.Status = http.StatusInternalServerError }, true},
-		"waits for a day":                {func(e *tokenEntry) { e.Failure.NextAttempt = e.Failure.Time.Add(24 * time.Hour) }, true},
-		"failed in another zone":         {func(e *tokenEntry) { e.Failure.Time = e.Failure.Time.In(time.FixedZone("", 7200)) }, true},
+		"as it was written":              {func(*tokenEntry) {}, all, true},
+		"without a failure":              {func(e *tokenEntry) { e.Failure = nil }, noFailure, true},
+		"a ledger alone":                 {func(e *tokenEntry) { *e = tokenEntry{Requests: e.Requests} }, ledger, true},
+		"a failure alone":                {func(e *tokenEntry) { *e = tokenEntry{Generation: "g", Requests: e.Requests, Failure: e.Failure} }, "failure ledger", true},
+		"of other settings":              {func(e *tokenEntry) { e.Generation = "h" }, all, true},
+		"lifetime of ten years":          {func(e *tokenEntry) { e.ExpireTime = begun.Add(maxLifetime * time.Second) }, all, true},
+		"due again after the same token": {func(e *tokenEntry) { e.NextRotation = e.ExpireTime.Add(minTTL) }, all, true},
+		"refused":                        {failed(func(f *failedAttempt) { f.Kind = refused }), all, true},
+		"storage had failed":             {failed(func(f *failedAttempt) { f.Kind = storageFailed }), all, true},
+		"waits for a day":                {failed(func(f *failedAttempt) { f.NextAttempt = f.Time.Add(24 * time.Hour) }), all, true},
+		"failed in another zone":         {failed(func(f *failedAttempt) { f.Time = f.Time.In(time.FixedZone("", 7200)) }), all, true},
 
-		"a token without settings":     {func(e *tokenEntry) { e.Generation, e.Failure = "", nil }, false},
-		"a failure without settings":   {func(e *tokenEntry) { *e = tokenEntry{Requests: e.Requests, Failure: e.Failure} }, false},
-		"times without a token":        {func(e *tokenEntry) { e.AccessToken = "" }, false},
-		"a next rotation alone":        {func(e *tokenEntry) { *e = tokenEntry{Requests: e.Requests, NextRotation: far} }, false},
-		"token with a newline":         {func(e *tokenEntry) { e.AccessToken = "a\r\nX-Evil: 1" }, false},
-		"token with a space":           {func(e *tokenEntry) { e.AccessToken = "a b" }, false},
-		"token not ASCII":              {func(e *tokenEntry) { e.AccessToken = "tökn" }, false},
-		"token too long":               {func(e *tokenEntry) { e.AccessToken = strings.Repeat("x", maxTokenSize+1) }, false},
-		"scope with a newline":         {func(e *tokenEntry) { e.Scope = "a\nb" }, false},
-		"scope too long":               {func(e *tokenEntry) { e.Scope = strings.Repeat("x", maxTokenSize+1) }, false},
-		"no expiry":                    {func(e *tokenEntry) { e.ExpireTime = time.Time{} }, false},
-		"no beginning":                 {func(e *tokenEntry) { e.LastVaultRotation = time.Time{} }, false},
-		"expired before it began":      {func(e *tokenEntry) { e.ExpireTime = begun.Add(-time.Second) }, false},
-		"lifetime over ten years":      {func(e *tokenEntry) { e.ExpireTime = begun.Add((maxLifetime + 1) * time.Second) }, false},
-		"lifetime of 8000 years":       {func(e *tokenEntry) { e.ExpireTime = far }, false},
-		"expiry in another zone":       {func(e *tokenEntry) { e.ExpireTime = e.ExpireTime.In(time.FixedZone("", 7200)) }, false},
-		"beginning in another zone":    {func(e *tokenEntry) { e.LastVaultRotation = begun.In(time.FixedZone("", 7200)) }, false},
-		"fraction of a second":         {func(e *tokenEntry) { e.ExpireTime = e.ExpireTime.Add(time.Millisecond) }, false},
-		"next rotation after the end":  {func(e *tokenEntry) { e.NextRotation = e.ExpireTime.Add(minTTL + 1) }, false},
-		"failure without a status":     {func(e *tokenEntry) { e.Failure.Status = 0 }, false},
-		"failure that is none":         {func(e *tokenEntry) { e.Failure.Status = http.StatusOK }, false},
-		"failure that never was one":   {func(e *tokenEntry) { e.Failure.Count = 0 }, false},
-		"fewer failures than none":     {func(e *tokenEntry) { e.Failure.Count = -5 }, false}, // would shift by a negative number
-		"more failures than there are": {func(e *tokenEntry) { e.Failure.Count = math.MaxInt }, false},
-		"waits until 9999":             {func(e *tokenEntry) { e.Failure.NextAttempt = far }, false},
-		"waits for more than a day":    {func(e *tokenEntry) { e.Failure.NextAttempt = e.Failure.Time.Add(24*time.Hour + 1) }, false},
-		"waits for no time":            {func(e *tokenEntry) { e.Failure.NextAttempt = e.Failure.Time }, false},
-		"failure in control codes":     {func(e *tokenEntry) { e.Failure.Text = "a\x1b[31m\r\nb" }, false},
-		"failure with a long story":    {func(e *tokenEntry) { e.Failure.Text = strings.Repeat("x", maxFieldSize+1) }, false},
+		"a token without settings":    {func(e *tokenEntry) { e.Generation, e.Failure = "", nil }, ledger, false},
+		"a failure without settings":  {func(e *tokenEntry) { *e = tokenEntry{Requests: e.Requests, Failure: e.Failure} }, ledger, false},
+		"times without a token":       {func(e *tokenEntry) { e.AccessToken = "" }, ledger, false},
+		"a next rotation alone":       {func(e *tokenEntry) { *e = tokenEntry{Requests: e.Requests, NextRotation: far} }, ledger, false},
+		"token with a newline":        {func(e *tokenEntry) { e.AccessToken = "a\r\nX-Evil: 1" }, ledger, false},
+		"token with a space":          {func(e *tokenEntry) { e.AccessToken = "a b" }, ledger, false},
+		"token not ASCII":             {func(e *tokenEntry) { e.AccessToken = "tökn" }, ledger, false},
+		"token too long":              {func(e *tokenEntry) { e.AccessToken = strings.Repeat("x", maxTokenSize+1) }, ledger, false},
+		"scope with a newline":        {func(e *tokenEntry) { e.Scope = "a\nb" }, ledger, false},
+		"scope too long":              {func(e *tokenEntry) { e.Scope = strings.Repeat("x", maxTokenSize+1) }, ledger, false},
+		"no expiry":                   {func(e *tokenEntry) { e.ExpireTime = time.Time{} }, ledger, false},
+		"no beginning":                {func(e *tokenEntry) { e.LastVaultRotation = time.Time{} }, ledger, false},
+		"expired before it began":     {func(e *tokenEntry) { e.ExpireTime = begun.Add(-time.Second) }, ledger, false},
+		"lifetime over ten years":     {func(e *tokenEntry) { e.ExpireTime = begun.Add((maxLifetime + 1) * time.Second) }, ledger, false},
+		"lifetime of 8000 years":      {func(e *tokenEntry) { e.ExpireTime = far }, ledger, false},
+		"expiry in another zone":      {func(e *tokenEntry) { e.ExpireTime = e.ExpireTime.In(time.FixedZone("", 7200)) }, ledger, false},
+		"beginning in another zone":   {func(e *tokenEntry) { e.LastVaultRotation = begun.In(time.FixedZone("", 7200)) }, ledger, false},
+		"fraction of a second":        {func(e *tokenEntry) { e.ExpireTime = e.ExpireTime.Add(time.Millisecond) }, ledger, false},
+		"next rotation after the end": {func(e *tokenEntry) { e.NextRotation = e.ExpireTime.Add(minTTL + 1) }, ledger, false},
+
+		"failure that never was one":   {failed(func(f *failedAttempt) { f.Count = 0 }), noFailure, false},
+		"fewer failures than none":     {failed(func(f *failedAttempt) { f.Count = -5 }), noFailure, false}, // would shift by a negative number
+		"more failures than there are": {failed(func(f *failedAttempt) { f.Count = math.MaxInt }), noFailure, false},
+		"waits until 9999":             {failed(func(f *failedAttempt) { f.NextAttempt = far }), noFailure, false},
+		"waits for more than a day":    {failed(func(f *failedAttempt) { f.NextAttempt = f.Time.Add(24*time.Hour + 1) }), noFailure, false},
+		"waits for no time":            {failed(func(f *failedAttempt) { f.NextAttempt = f.Time }), noFailure, false},
+		"failure in control codes":     {failed(func(f *failedAttempt) { f.Text = "a\x1b[31m\r\nb" }), noFailure, false},
+		"failure with a long story":    {failed(func(f *failedAttempt) { f.Text = strings.Repeat("x", maxFieldSize+1) }), noFailure, false},
+		"Retry-After of two hours":     {failed(func(f *failedAttempt) { f.RetryAfter = 7200 }), noFailure, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			entry := tokenEntry{
-				Generation: "g", AccessToken: "token", Scope: "scope",
-				LastVaultRotation: begun, ExpireTime: begun.Add(24 * time.Hour), Requests: []int64{begun.Unix()},
-				Failure: &failure{
-					Text: "Autopay answered 503", Status: http.StatusServiceUnavailable, Count: 1,
-					Time: start2000.Add(-time.Minute), NextAttempt: start2000.Add(-time.Minute + time.Second),
-				},
-			}
+			entry := storedToken()
 			test.change(&entry)
-			e := newEngine(t, autopaysim.Options{})
-			e.opts.now = func() time.Time { return start2000 }
-			e.restart()
 			stored, err := json.Marshal(entry)
-			if err == nil {
-				err = e.storage.Put(t.Context(), &logical.StorageEntry{Key: "token/x", Value: stored})
-			}
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := e.getToken(t.Context(), "x")
-			if err != nil || !slices.Equal(got.Requests, entry.Requests) {
-				t.Fatalf("got %v and the ledger %v", err, got.Requests)
+			got, whole := decodeToken(stored, start2000)
+			var parts []string
+			if got.AccessToken != "" && got.AccessToken == entry.AccessToken && got.ExpireTime.Equal(entry.ExpireTime) && got.NextRotation.Equal(entry.NextRotation) {
+				parts = append(parts, "token")
 			}
-			taken := got.AccessToken == entry.AccessToken && got.NextRotation.Equal(entry.NextRotation) && (got.Failure != nil) == (entry.Failure != nil)
-			if logged := strings.Contains(e.logs.String(), "the stored token entry is damaged and dropped"); taken != test.taken || logged == test.taken {
-				t.Errorf("taken: %v, want %v; logged: %v", taken, test.taken, logged)
+			if got.Failure != nil && got.Failure.Text == entry.Failure.Text {
+				parts = append(parts, "failure")
+			}
+			if slices.Equal(got.Requests, entry.Requests) {
+				parts = append(parts, "ledger")
+			}
+			if kept := strings.Join(parts, " "); kept != test.want || whole != test.whole {
+				t.Errorf("kept %q, whole %v; want %q, %v", kept, whole, test.want, test.whole)
+			}
+		})
+	}
+}
+
+// TestDecodeTokenOfOtherVersions replaces parts of the JSON with forms that
+// another version, or damage, may have left.
+func TestDecodeTokenOfOtherVersions(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		key, value string
+		token      bool
+		failure    bool
+		requests   int
+	}{
+		"a field that is not known yet":    {"issuer", `{"a":1}`, true, true, 1},
+		"a failure in words":               {"failure", `"Autopay was down"`, true, false, 1},
+		"a failure with other times":       {"failure", `{"text":"x","status":503,"time":"yesterday","count":1}`, true, false, 1},
+		"a failure of an unknown kind":     {"failure", `{"text":"x","status":418,"time":"2000-01-01T00:00:00Z","count":1,"next_attempt":"2000-01-01T00:01:00Z"}`, true, false, 1},
+		"a failure that is null":           {"failure", `null`, true, false, 1},
+		"an expiry in Unix seconds":        {"expire_time", `946771200`, false, false, 1},
+		"a scope that is a list":           {"scope", `["a"]`, false, false, 1},
+		"a ledger of objects":              {"requests", `[{"at":946684800}]`, true, true, 0},
+		"a ledger of a later clock's time": {"requests", `[99999999999]`, true, true, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			stored, _ := json.Marshal(storedToken())
+			var parts map[string]json.RawMessage
+			_ = json.Unmarshal(stored, &parts)
+			parts[test.key] = json.RawMessage(test.value)
+			stored, _ = json.Marshal(parts)
+			got, _ := decodeToken(stored, start2000)
+			if (got.AccessToken != "") != test.token || (got.Failure != nil) != test.failure || len(got.Requests) != test.requests {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
+
+// storedToken is an entry as the engine could have stored it an hour before 2000.
+func storedToken() tokenEntry {
+	begun := start2000.Add(-time.Hour)
+	return tokenEntry{
+		Generation: "g", AccessToken: "token", Scope: "scope",
+		LastVaultRotation: begun, ExpireTime: begun.Add(24 * time.Hour), Requests: []int64{begun.Unix()},
+		Failure: &failedAttempt{
+			Text: "Autopay answered 503", Count: 1,
+			Time: start2000.Add(-time.Minute), NextAttempt: start2000.Add(-time.Minute + time.Second),
+		},
+	}
+}
+
+// TestStoredKinds holds the form of a failure's kind in storage, which v0.1.0
+// must be able to read after a downgrade.
+func TestStoredKinds(t *testing.T) {
+	t.Parallel()
+	for kind, status := range map[failureKind]int{
+		unavailable: http.StatusServiceUnavailable, refused: http.StatusBadGateway, storageFailed: http.StatusInternalServerError,
+	} {
+		stored, err := json.Marshal(failedAttempt{Kind: kind})
+		if err != nil || !strings.Contains(string(stored), fmt.Sprintf(`"status":%d,`, status)) {
+			t.Errorf("kind %d is stored as %s (%v), want status %d", kind, stored, err, status)
+		}
+		var back failedAttempt
+		if err := json.Unmarshal(stored, &back); err != nil || back.Kind != kind {
+			t.Errorf("status %d is read as kind %d (%v)", status, back.Kind, err)
+		}
+	}
+}
+
+// TestUntilRotate is how long an operator's rotate waits after failed attempts.
+func TestUntilRotate(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		count      int
+		retryAfter int64
+		next, want time.Duration
+	}{
+		"the first failure":             {1, 0, 5 * time.Minute, 5 * time.Second},
+		"the second":                    {2, 0, 5 * time.Minute, 10 * time.Second},
+		"the sixth":                     {6, 0, 5 * time.Minute, 160 * time.Second},
+		"the seventh":                   {7, 0, time.Hour, 5 * time.Minute},
+		"the thousandth":                {1000, 0, time.Hour, 5 * time.Minute},
+		"Retry-After binds operators":   {1, 600, time.Hour, 10 * time.Minute},
+		"an attempt is due before that": {7, 0, time.Minute, time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := failedAttempt{Count: test.count, Time: start2000, RetryAfter: test.retryAfter, NextAttempt: start2000.Add(test.next)}
+			if got := f.untilRotate().NextAttempt.Sub(start2000); got != test.want {
+				t.Errorf("%s, want %s", got, test.want)
 			}
 		})
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -24,71 +23,20 @@ credentials and nothing secret. Counters start at 0 with the plugin's process.
 `
 )
 
-// What became of a token request, and what a read of a token was answered with.
-var (
-	requestOutcomes = [...]string{requestSuccess: "success", requestRefused: "refused", requestError: "error", requestLimited: "limited"}
-	readOutcomes    = [...]string{readOK: "ok", readDegraded: "degraded", readError: "error"}
-	states          = [...]string{stateOK, stateDegraded, stateFailing, statePending}
-)
-
-const (
-	requestSuccess = iota
-	requestRefused
-	requestError
-	requestLimited // the ledger held it back: none left
-)
-
-const (
-	readOK       = iota
-	readDegraded // a live token that can't be replaced
-	readError
-)
-
-// durationBounds are the upper bounds of the histogram's buckets: a
-// request_timeout is at most 60 s.
-var durationBounds = [...]time.Duration{
-	50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond, 500 * time.Millisecond,
-	time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second, 30 * time.Second, 60 * time.Second,
-}
-
-// counts tell what happened to one credential since the process started. They
-// are a credential's own, so that they end with it. Safe for concurrent use.
-type counts struct {
-	requests [len(requestOutcomes)]atomic.Uint64
-	reads    [len(readOutcomes)]atomic.Uint64
-	within   [len(durationBounds) + 1]atomic.Uint64 // exchanges, by the first bound not exceeded
-	took     atomic.Int64                           // all exchanges together, nanoseconds
-}
-
-// exchanged counts one exchange with Autopay, which brought f (nil: a token).
-func (n *counts) exchanged(f *fault, took time.Duration) {
-	outcome := requestSuccess
-	switch {
-	case f != nil && f.refused():
-		outcome = requestRefused
-	case f != nil:
-		outcome = requestError
-	}
-	n.requests[outcome].Add(1)
-	i := 0
-	for i < len(durationBounds) && took > durationBounds[i] {
-		i++
-	}
-	n.within[i].Add(1)
-	n.took.Add(int64(took))
-}
+// states are the values of the state label.
+var states = [...]string{stateOK, stateDegraded, stateFailing, statePending}
 
 // histogram is what Prometheus makes of the exchanges' durations.
-func (n *counts) histogram(name string) prometheus.Metric {
+func histogram(n *counters, name string) prometheus.Metric {
 	var total uint64
 	upTo := make(map[float64]uint64, len(durationBounds))
-	for i := range n.within {
-		total += n.within[i].Load()
+	for i := range n.exchanges {
+		total += n.exchanges[i].Load()
 		if i < len(durationBounds) {
 			upTo[durationBounds[i].Seconds()] = total
 		}
 	}
-	return prometheus.MustNewConstHistogram(descDuration, total, time.Duration(n.took.Load()).Seconds(), upTo, name)
+	return prometheus.MustNewConstHistogram(descDuration, total, time.Duration(n.duration.Load()).Seconds(), upTo, name)
 }
 
 var (
@@ -109,37 +57,37 @@ func perCredential(metric, help string, labels ...string) *prometheus.Desc {
 }
 
 // collector gathers a mount's metrics from what is in memory.
-type collector struct{ b *backend }
+type collector struct{ mount *mount }
 
 // Describe implements prometheus.Collector. It tells nothing in advance: the
 // series change with the credentials.
 func (collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
-func (m collector) Collect(ch chan<- prometheus.Metric) {
+func (cl collector) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, version)
-	now := m.b.now()
-	m.b.credentials.Range(func(_, v any) bool {
+	now := cl.mount.now()
+	cl.mount.credentials.Range(func(_, v any) bool {
 		c := v.(*credential)
 		if s := c.snap.Load(); s != nil && (s.config != nil || s.damage != nil) {
-			c.collect(ch, s, now)
+			collect(ch, c, s, now)
 		}
 		return true
 	})
 }
 
-func (c *credential) collect(ch chan<- prometheus.Metric, s *snapshot, now time.Time) {
+func collect(ch chan<- prometheus.Metric, c *credential, s *snapshot, now time.Time) {
 	send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, kind, value, append([]string{c.name}, labels...)...)
 	}
-	n := c.counts.Load()
+	n := c.counters.Load()
 	for i, outcome := range requestOutcomes {
 		send(descRequests, prometheus.CounterValue, float64(n.requests[i].Load()), outcome)
 	}
 	for i, outcome := range readOutcomes {
 		send(descReads, prometheus.CounterValue, float64(n.reads[i].Load()), outcome)
 	}
-	ch <- n.histogram(c.name)
+	ch <- histogram(n, c.name)
 	current := s.state(now)
 	for _, state := range states {
 		in := 0.0
@@ -164,13 +112,13 @@ func (c *credential) collect(ch chan<- prometheus.Metric, s *snapshot, now time.
 	send(descLimit, prometheus.GaugeValue, float64(s.config.TokenRequestLimit))
 }
 
-func (b *backend) pathMetrics() *framework.Path {
+func (m *mount) pathMetrics() *framework.Path {
 	return &framework.Path{
 		Pattern:      "metrics",
 		DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: "autopay", OperationSuffix: "metrics"},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: &framework.PathOperation{
-				Callback: b.pathMetricsRead,
+				Callback: m.pathMetricsRead,
 				Summary:  metricsSynopsis,
 				// The active node knows; a standby without readers does not.
 				ForwardPerformanceStandby: true,
@@ -185,13 +133,13 @@ func (b *backend) pathMetrics() *framework.Path {
 }
 
 // pathMetricsRead corresponds to READ on autopay/metrics.
-func (b *backend) pathMetricsRead(
+func (m *mount) pathMetricsRead(
 	context.Context,
 	*logical.Request,
 	*framework.FieldData,
 ) (*logical.Response, error) {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{b}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collector{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	families, err := registry.Gather()
 	if err != nil {
 		return nil, fmt.Errorf("gathering metrics: %w", err)

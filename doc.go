@@ -1,0 +1,52 @@
+// Command vault-plugin-secrets-autopay is a HashiCorp Vault secrets engine that
+// serves Autopay bearer tokens. Vault starts it; run by hand, it only prints
+// its version.
+//
+// Operators store a client ID and secret at autopay/config. The engine trades
+// them for a short-lived token at Autopay, keeps the token, replaces it before
+// it expires, and serves it at autopay/token. Autopay may end the access of
+// those who ask for too many tokens, so everything here serves one aim: ask as
+// rarely as possible, never hand out a dead token, and never make a reader wait
+// while a live one exists.
+//
+// # The rules of a token's life
+//
+// Comments and tests cite these rules by their numbers.
+//
+//  1. A read never waits for Autopay while a live token exists. It is answered
+//     from memory: without a lock held across I/O, without a storage read, and
+//     without a call back into Vault.
+//  2. At most one request to Autopay is in flight per credential. Readers
+//     without a live token share it, and a reader who leaves does not cancel it.
+//  3. A token is refreshed before it expires, with or without readers. A timer
+//     starts the refresh when it is due; Vault's periodic call starts what the
+//     timer missed.
+//  4. A token is live until shortly before it expires: 30 s, or a twentieth of
+//     a short lifetime. A token that is not live is never handed out. No clock
+//     step and no suspended machine makes a life longer.
+//  5. While Autopay fails, the live token is served with a warning. Retries back
+//     off and need no reader. Readers without a live token get the last error
+//     at once; they cause no request.
+//  6. Storage is the truth. A token is stored before it is served, so it
+//     survives restarts, failovers and upgrades.
+//  7. A token belongs to the settings it was issued for. Both are stored under
+//     one random generation, settings first, and a token of another generation
+//     is never served.
+//  8. Every request is entered in a stored ledger before it is sent. At the
+//     limit (token_request_limit in 24 hours) no request is sent. A request
+//     that certainly brought no token is removed from the ledger.
+//  9. When storage fails after Autopay has answered, the new token is served
+//     from memory and stored later. No other one is requested.
+//  10. A node that may not write never asks Autopay. It serves the live token it
+//     finds in storage, or returns logical.ErrReadOnly so that Vault passes the
+//     request on to a node that may.
+//
+// # Where to start reading
+//
+// Read from the bottom up: client.go is one exchange with Autopay,
+// token_entry.go and config_entry.go are what storage keeps, and snapshot.go
+// answers every question about time and state. Then credential.go and
+// renewal.go, where the concurrency is, and path_token.go, the read that
+// everything else is for. Files call only files on their own floor or below;
+// docs/architecture.md lists the floors.
+package main

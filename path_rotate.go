@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+const (
+	rotateSynopsis    = "Replace the token of an Autopay credential now."
+	rotateDescription = `
+For a token that has leaked, or that Autopay refuses before it expires. A token
+younger than 60 s is kept, with a warning. A failed rotation keeps the old token.
+`
+)
+
+func (m *mount) pathRotate() *framework.Path {
+	return credentialPath("rotate", logical.UpdateOperation,
+		&framework.PathOperation{
+			DisplayAttrs: &framework.DisplayAttributes{
+				OperationPrefix: "autopay", OperationVerb: "rotate", OperationSuffix: "default-token|token",
+			},
+			Callback: m.pathRotateWrite, Responses: okResponse(rotationFields()), ForwardPerformanceStandby: true,
+		},
+		rotateSynopsis, rotateDescription)
+}
+
+// pathRotateWrite corresponds to UPDATE on autopay/rotate[/NAME].
+func (m *mount) pathRotateWrite(
+	ctx context.Context,
+	_ *logical.Request,
+	d *framework.FieldData,
+) (*logical.Response, error) {
+	c, _, err := m.requested(ctx, d)
+	if err != nil {
+		return respondError(err)
+	}
+	var (
+		warning string
+		after   *snapshot
+	)
+	err = c.exclusively(ctx, func(ctx context.Context) (err error) {
+		warning, err = c.rotate(ctx)
+		after = c.snap.Load()
+		return err
+	})
+	switch {
+	case err != nil:
+		return respondError(err)
+	case after.config == nil: // deleted in the meantime
+		return respondError(&notConfiguredError{c.name})
+	case after.fields == nil: // another node has changed the settings in the meantime
+		return respondError(errStopped)
+	}
+	resp := &logical.Response{Data: after.response(m.now())}
+	delete(resp.Data, "access_token")
+	if warning != "" {
+		resp.AddWarning(warning)
+	}
+	return resp, nil
+}
