@@ -97,7 +97,7 @@ func TestMainJobCLI(t *testing.T) {
 		}
 	}
 
-	contains(vault(2, "read", m.At+"/token"), "Code: 400", m.At+"/config")
+	contains(vault(2, "read", m.At+"/token"), "Code: 400", "client_id and client_secret to config")
 	contains(vault(2, "read", m.At+"/status"), "No value found")
 
 	// The secret is read from a file, to keep it out of the shell's history.
