@@ -2,7 +2,7 @@
 # Runs the acceptance tests: the plugin in bin/, in real Vault servers on loopback.
 #
 #   scripts/acceptance.sh             every suite
-#   scripts/acceptance.sh storms      one of the suites in acceptance/: engine, storms, consumers, release, bench, harness
+#   scripts/acceptance.sh storms      one of the suites in acceptance/: consumers, storms, engine, release, harness, bench
 #   scripts/acceptance.sh examples    the tests that run a file of examples/
 #   scripts/acceptance.sh formats     the formats of the Kubernetes and Prometheus examples, without a server
 #
@@ -10,7 +10,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-suites=(storms consumers engine release harness bench)
+suites=(consumers storms engine release harness bench)
 what=${1:-all}
 case " all examples formats ${suites[*]} " in
   *" $what "*) ;;
@@ -60,7 +60,7 @@ log=$PWD/bin/acceptance.log
 run() {
   case $what in
     all)
-      suite -p 2 -parallel 2 ./acceptance/{storms,consumers,engine,release,harness} && suite ./acceptance/bench
+      suite -p 2 -parallel 2 ./acceptance/{consumers,storms,engine,release,harness} && suite ./acceptance/bench
       ;;
     examples) suite -parallel 4 -run '^TestExample' ./acceptance/consumers ;;
     *) suite -parallel 4 "./acceptance/$what" ;;
