@@ -31,9 +31,11 @@ const (
 	maxPeriod       = 3650 * 24 * 3600 // seconds
 	maxRequestLimit = 1_000_000
 
-	fieldName         = "name"
-	fieldClientSecret = "client_secret"
-	fieldVerify       = "verify"
+	fieldName             = "name"
+	fieldClientSecret     = "client_secret"
+	fieldRotationPeriod   = "rotation_period"
+	fieldRotationSchedule = "rotation_schedule"
+	fieldVerify           = "verify"
 )
 
 // configEntry is what storage keeps at config/NAME. Numbers are whole seconds
@@ -45,6 +47,7 @@ type configEntry struct {
 	Audience          string `json:"audience,omitempty"`
 	CACert            string `json:"ca_cert,omitempty"`
 	RotationPeriod    int64  `json:"rotation_period,omitempty"`
+	RotationSchedule  string `json:"rotation_schedule,omitempty"`
 	RequestTimeout    int64  `json:"request_timeout"`
 	TokenRequestLimit int    `json:"token_request_limit"` // requests in 24 hours
 	// Generation is random. It is new whenever something changes that a token
@@ -120,7 +123,7 @@ var configFields = []configField{
 		destination: true,
 	},
 	{
-		name:        "rotation_period",
+		name:        fieldRotationPeriod,
 		description: "How old a token may get before it is replaced: 0 (the default) for three quarters of its lifetime, or at least 5 s; never more than 90 % of its lifetime.",
 		value:       func(c *configEntry) any { return &c.RotationPeriod },
 		check: func(c *configEntry) error {
@@ -128,6 +131,21 @@ var configFields = []configField{
 				return errors.New("rotation_period must be 0 (three quarters of the token's lifetime), or from 5 seconds to 10 years")
 			}
 			return nil
+		},
+	},
+	{
+		name:        fieldRotationSchedule,
+		description: `Cron expression with five fields, in UTC unless it begins with CRON_TZ=Area/City: a token is replaced at the latest scheduled time within 90 % of its lifetime; if there is none, at three quarters of it. Excludes rotation_period. "" (the default) is no schedule.`,
+		value:       func(c *configEntry) any { return &c.RotationSchedule },
+		check: func(c *configEntry) error {
+			if c.RotationSchedule == "" {
+				return nil
+			}
+			if err := checkText(fieldRotationSchedule, c.RotationSchedule); err != nil {
+				return err
+			}
+			_, err := parseSchedule(c.RotationSchedule)
+			return err
 		},
 	},
 	{
@@ -290,6 +308,16 @@ func (c *configEntry) changed(data map[string]any) (*configEntry, error) {
 	}
 	if err := next.setFields(data); err != nil {
 		return nil, &userError{err.Error()}
+	}
+	_, period := data[fieldRotationPeriod]
+	_, schedule := data[fieldRotationSchedule]
+	switch {
+	case period && schedule && next.RotationPeriod != 0 && next.RotationSchedule != "":
+		return nil, &userError{"rotation_period and rotation_schedule exclude each other: set one of them"}
+	case schedule && next.RotationSchedule != "":
+		next.RotationPeriod = 0
+	case period && next.RotationPeriod != 0:
+		next.RotationSchedule = ""
 	}
 	issuedForSame := c != nil
 	for _, f := range configFields {

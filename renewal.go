@@ -93,9 +93,10 @@ func (c *credential) obtain(ctx context.Context, s *snapshot) error {
 		c.save(ctx, s, s.config, entry)
 		err = entry.Failure
 	case errors.As(err, &storage):
-		// Kept in memory only: writing has just failed.
+		// Not written now, because writing has just failed. A later refresh does
+		// it: storage may have the request that was not sent.
 		next := newSnapshot(s.config, s.entry.withStorageFailure(s.config.Generation, cleanText(err.Error(), s.config.ClientSecret), now), now)
-		next.unsaved = s.unsaved
+		next.unsaved = true
 		c.publish(s, next)
 		err = next.entry.Failure
 	case errors.As(err, &limited):
@@ -224,7 +225,11 @@ func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry)
 	}
 	entry, err := c.ask(ctx, s, next)
 	var x *exchangeError
-	if !errors.As(err, &x) {
+	switch {
+	case err == nil:
+		return entry, nil
+	case !errors.As(err, &x):
+		c.stale() // a ledger that could not be stored may have been written all the same
 		return entry, err
 	}
 	c.save(ctx, s, s.config, entry) // config and token stay as they were, the ledger does not
