@@ -61,7 +61,7 @@ func login(t *testing.T, s *harness.Server, dir string) string {
 
 // startAgent runs the real agent with an example's file, in which it replaces each
 // old text, which must be there, by a new one.
-func startAgent(t *testing.T, s *harness.Server, example string, oldNew ...string) {
+func startAgent(t *testing.T, example string, oldNew ...string) {
 	t.Helper()
 	config := string(harness.ReadFile(t, "../../examples/agent/"+example))
 	for pair := range slices.Chunk(oldNew, 2) {
@@ -263,7 +263,7 @@ func startExamples(t *testing.T, m harness.Mount, p *harness.Autopay, cred harne
 	harness.WriteFile(t, app, []byte(script), 0o700)
 	for example, own := range map[string]string{"agent-template.hcl": rendered, "agent-exec.hcl": app} {
 		etc := appRole(t, m.Server, example, "app.hcl")
-		startAgent(t, m.Server, example, agentExamples[example], own, "https://vault.example.com:8200", m.Addr, "/etc/autopay", etc)
+		startAgent(t, example, agentExamples[example], own, "https://vault.example.com:8200", m.Addr, "/etc/autopay", etc)
 	}
 	file = watch(t, p, cred.ID, func() string {
 		text, _ := os.ReadFile(rendered) // not there yet
