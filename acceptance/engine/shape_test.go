@@ -72,6 +72,7 @@ func TestConfigShape(t *testing.T) {
 		"token_url":           cred.TokenURL,
 		"audience":            "https://api.autopay.io",
 		"rotation_period":     json.Number("0"),
+		"rotation_schedule":   "",
 		"request_timeout":     json.Number("10"),
 		"ca_cert":             "",
 		"token_request_limit": json.Number("100"),
@@ -142,7 +143,7 @@ func TestStatusShape(t *testing.T) {
 		t.Errorf("next_rotation is %v after last_vault_rotation, want 18h", wait)
 	}
 	fields := []string{
-		"state", "expire_time", "last_vault_rotation", "next_rotation", "last_error", "last_error_time", "consecutive_failures",
+		"state", "expire_time", "last_vault_rotation", "next_rotation", "next_rotation_reason", "last_error", "last_error_time", "consecutive_failures",
 		"next_attempt", "token_requests_24h", "token_request_limit", "plugin_version",
 	}
 	for key := range a.Data {
