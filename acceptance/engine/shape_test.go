@@ -4,6 +4,7 @@ package engine
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"reflect"
@@ -150,5 +151,29 @@ func TestStatusShape(t *testing.T) {
 		if !slices.Contains(fields, key) {
 			t.Errorf("status has a field %s", key)
 		}
+	}
+}
+
+// TestListPages lists the names a page at a time, as OpenBao's clients do.
+func TestListPages(t *testing.T) {
+	t.Parallel()
+	m, _, cred := harness.Setup(t)
+	for _, name := range []string{"bergen", "oslo", "tromso"} {
+		config := cred.Config()
+		config["verify"] = false
+		m.MustWrite(t, "config/"+name, config)
+	}
+	for query, want := range map[string]string{
+		"":                    "[bergen oslo tromso]",
+		"?limit=2":            "[bergen oslo]",
+		"?limit=2&after=oslo": "[tromso]",
+		"?after=bergen":       "[oslo tromso]",
+	} {
+		if got := fmt.Sprint(m.Do(t, "LIST", "config"+query, nil).Data["keys"]); got != want {
+			t.Errorf("LIST config%s: %s, want %s", query, got, want)
+		}
+	}
+	if a := m.Do(t, "LIST", "config?after=tromso", nil); a.Status != http.StatusNotFound {
+		t.Errorf("a page after the last name: %d, want a 404, which ends a client's paging", a.Status)
 	}
 }
