@@ -251,7 +251,7 @@ func (c *credential) arm() {
 	if s.config == nil || s.pending() || c.node.stopped() {
 		return
 	}
-	c.timer = time.AfterFunc(timeLeft(c.node.now(), s.dueAt()), func() { c.refresh() })
+	c.timer = time.AfterFunc(s.wait(c.node.now()), func() { c.refresh() })
 }
 
 // disarm stops the timer, for good once the mount is stopped.

@@ -107,6 +107,8 @@ func (m *mount) awaitLive(ctx context.Context, c *credential, s *snapshot) (*sna
 		case s.live(now): // whatever became of this refresh
 		case err != nil:
 			return nil, err
+		case s.damage != nil:
+			return nil, s.damage
 		case s.config == nil:
 			return nil, &notConfiguredError{c.name} // deleted in the meantime
 		}

@@ -59,7 +59,7 @@ func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 		return "this token is younger than 60 s and was kept", nil
 	}
 	// Autopay may answer with the same token again, which is then as old as before.
-	if s.live(now) && s.entry.Failure == nil && now.Sub(s.entry.lastRequest()) < youngToken {
+	if s.live(now) && s.entry.Failure == nil && now.Sub(s.entry.lastRequest()).Abs() < youngToken {
 		return "Autopay was asked for a token less than 60 s ago, and this one was kept", nil
 	}
 	if f := s.entry.Failure; f != nil {
@@ -101,7 +101,9 @@ func (c *credential) obtain(ctx context.Context, s *snapshot) error {
 		err = next.entry.Failure
 	case errors.As(err, &limited):
 		c.log().Warn("token_request_limit allows no request now", "state", s.state(now), "next_attempt", formatTime(limited.NextAttempt))
-		c.arm()
+		next := newSnapshot(s.config, s.entry, now) // the wall clock may have been set since s was made
+		next.unsaved = s.unsaved
+		c.publish(s, next)
 	}
 	return err
 }
@@ -224,12 +226,17 @@ func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry)
 		return s.entry, last
 	}
 	entry, err := c.ask(ctx, s, next)
-	var x *exchangeError
+	var (
+		x       *exchangeError
+		storage *storageError
+	)
 	switch {
 	case err == nil:
 		return entry, nil
+	case errors.As(err, &storage):
+		c.stale() // the ledger may have been written all the same
+		return entry, err
 	case !errors.As(err, &x):
-		c.stale() // a ledger that could not be stored may have been written all the same
 		return entry, err
 	}
 	c.save(ctx, s, s.config, entry) // config and token stay as they were, the ledger does not

@@ -69,10 +69,14 @@ func scheduledRotation(schedule cron.Schedule, obtained time.Time, lifetime time
 }
 
 // scheduleGap returns the first scheduled rotation after a time that has no other
-// within 90 % of a token's lifetime; zero if there is none in the next year or so.
+// within 90 % of a token's lifetime; zero if there is none in the next two years
+// or scheduleRotations.
 func scheduleGap(schedule cron.Schedule, from time.Time, lifetime time.Duration) time.Time {
-	t := schedule.Next(from)
+	t, end := schedule.Next(from), from.AddDate(2, 0, 0)
 	for range scheduleRotations {
+		if t.After(end) {
+			break
+		}
 		next := scheduledRotation(schedule, t, lifetime)
 		if next.IsZero() {
 			return t

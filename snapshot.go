@@ -110,9 +110,16 @@ func (s *snapshot) dueAt() time.Time {
 	return s.scheduled
 }
 
+// wait is how long to wait for dueAt; negative or 0: it has come. Each of the two
+// times counts by the clock that says less, so due and blocked never disagree,
+// whatever was done to the wall clock between the two.
+func (s *snapshot) wait(now time.Time) time.Duration {
+	return max(timeLeft(now, s.scheduled), timeLeft(now, s.limitedUntil))
+}
+
 // due reports whether a request is to be sent now.
 func (s *snapshot) due(now time.Time) bool {
-	return !before(now, s.dueAt()) || s.fromFuture(now) && s.blocked(now) == nil
+	return s.wait(now) <= 0 || s.fromFuture(now) && s.blocked(now) == nil
 }
 
 // pending reports that no token has been requested yet under these settings.
@@ -152,11 +159,11 @@ func (s *snapshot) problem(now time.Time) *failedAttempt {
 // ttl is how long a reader should keep the token before it reads again: until
 // the token is due to be replaced, and not for long while replacing it fails.
 func (s *snapshot) ttl(now time.Time) time.Duration {
-	most, until := s.period, s.scheduled
+	most, wait := s.period, timeLeft(now, s.scheduled)
 	if s.problem(now) != nil {
-		most, until = min(most, maxOutageTTL), s.dueAt()
+		most, wait = min(most, maxOutageTTL), s.wait(now)
 	}
-	return max(min(ceilSecond(timeLeft(now, until)), most), minTTL)
+	return max(min(ceilSecond(wait), most), minTTL)
 }
 
 // response returns the data that a reader gets. The caller may change it.

@@ -61,12 +61,18 @@ func (n *node) load(ctx context.Context, name string, old *snapshot) (*snapshot,
 	if err != nil {
 		return nil, err
 	}
-	// A token that is known already keeps its reading of the clock. A new one would
-	// lengthen its life if the wall clock had been set back since (rule 4).
-	if old != nil && old.entry.AccessToken == entry.AccessToken && old.entry.ExpireTime.Equal(entry.ExpireTime) {
+	// A token that is in memory keeps its reading of the clock. A new reading would
+	// lengthen its life if the wall clock had been set back since (rule 4). Another
+	// token from further in the future than clocks differ is left out, because its
+	// age is unknown.
+	now := n.now()
+	switch {
+	case old != nil && old.entry.AccessToken == entry.AccessToken && old.entry.ExpireTime.Equal(entry.ExpireTime):
 		entry.clock = old.entry.clock
+	case entry.LastVaultRotation.After(now.Add(maxClockSkew)):
+		entry = tokenEntry{Generation: entry.Generation, Requests: entry.Requests, Failure: entry.Failure}
 	}
-	return newSnapshot(config, entry, n.now()), nil
+	return newSnapshot(config, entry, now), nil
 }
 
 // getConfig reads a stored config: nil if there is none, a *damagedError if it

@@ -126,9 +126,7 @@ func formatTime(t time.Time) string {
 // request more.
 //
 // now is the time of loading, from which stored times count. A failure in the
-// future, which only a wrong clock can have written, counts as one of now. A
-// token from further in the future than clocks differ is left out too, because
-// its age is unknown.
+// future, which only a wrong clock can have written, counts as one of now.
 func decodeToken(data []byte, now time.Time) (e tokenEntry, whole bool) {
 	var parts struct {
 		Requests json.RawMessage `json:"requests"`
@@ -144,9 +142,6 @@ func decodeToken(data []byte, now time.Time) (e tokenEntry, whole bool) {
 	}
 	if whole = json.Unmarshal(data, &token) == nil && token.valid(); whole {
 		e = token.tokenEntry
-		if e.LastVaultRotation.After(now.Add(maxClockSkew)) {
-			e = tokenEntry{Generation: e.Generation}
-		}
 	}
 	if parts.Requests != nil && json.Unmarshal(parts.Requests, &e.Requests) != nil {
 		e.Requests, whole = nil, false
@@ -316,8 +311,13 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 	e.Failure = nil
 	if old.AccessToken != answer.accessToken {
 		// Several tokens within a second: last_vault_rotation must tell them apart.
-		if ahead := old.LastVaultRotation.Unix() - sent.Unix(); ahead >= 0 && ahead < 10 {
-			e.LastVaultRotation = old.LastVaultRotation.Add(time.Second)
+		// It must not be so far ahead of the request that the token counts as one
+		// from the future, either (snapshot.fromFuture).
+		switch ahead := old.LastVaultRotation.Add(time.Second).Sub(sent); {
+		case ahead > 0 && ahead <= min(10*time.Second, e.margin()):
+			e.LastVaultRotation = sent.Add(ahead)
+		case ahead == time.Second:
+			e.LastVaultRotation = sent.Add(-time.Second)
 		}
 		return e
 	}
@@ -327,7 +327,7 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 	if before(now, old.liveUntil()) {
 		e.Scope, e.ExpireTime, e.clock = old.Scope, old.ExpireTime, old.clock
 	}
-	e.NextRotation = now.Add(max(e.ExpireTime.Sub(now)/2, minTTL))
+	e.NextRotation = now.Add(max(timeLeft(now, anchored(e.clock, e.ExpireTime))/2, minTTL))
 	return e
 }
 
@@ -374,10 +374,10 @@ func (e tokenEntry) failures() int {
 }
 
 func (e tokenEntry) withFailure(f failedAttempt, delay time.Duration, now time.Time) tokenEntry {
-	f.Time, f.Count, f.NextAttempt = now, min(e.failures()+1, maxFailureCount-1), now.Add(delay)
-	if e.Failure != nil && e.Failure.NextAttempt.After(f.NextAttempt) {
-		f.NextAttempt = e.Failure.NextAttempt // an operator's attempt does not shorten the wait
+	if e.Failure != nil { // an operator's attempt does not shorten the wait
+		delay = max(delay, timeLeft(now, e.Failure.NextAttempt))
 	}
+	f.Time, f.Count, f.NextAttempt = now, min(e.failures()+1, maxFailureCount-1), now.Add(delay)
 	e.Failure = &f
 	return e
 }
@@ -386,9 +386,9 @@ func (e tokenEntry) withFailure(f failedAttempt, delay time.Duration, now time.T
 // perhaps the limit: it caps the remaining wait at maxRetryAfter, because a
 // longer one was only meant to spread the old limit over the day.
 func (e tokenEntry) withShorterWait(now time.Time) tokenEntry {
-	if latest := now.Add(maxRetryAfter); e.Failure != nil && e.Failure.NextAttempt.After(latest) {
+	if e.Failure != nil && timeLeft(now, e.Failure.NextAttempt) > maxRetryAfter {
 		f := *e.Failure
-		f.NextAttempt = latest
+		f.NextAttempt = now.Add(maxRetryAfter)
 		e.Failure = &f
 	}
 	return e
