@@ -66,6 +66,17 @@ func TestExampleApps(t *testing.T) {
 	}
 }
 
+// TestExampleGoShort runs the short Go client through rotations, which is all that it is for.
+func TestExampleGoShort(t *testing.T) {
+	t.Parallel()
+	binary := filepath.Join(t.TempDir(), "app")
+	app := exampleApp{build: []string{"go", "-C", "../../examples/go", "build", "-o", binary, "."}, run: []string{binary, "-short"}}
+	app.prepare(t)
+	life := startAppLife(t, app, harness.Enable(t, harness.SharedVault(t)))
+	life.rotations(t)
+	life.end(t)
+}
+
 // pythonWithHvac returns the interpreter that has hvac: Debian's, if the first on the PATH is another that lacks it.
 func pythonWithHvac(t *testing.T) string {
 	t.Helper()

@@ -1,8 +1,10 @@
-// A demonstration of package autopay: posts each line of its input to API_URL and prints the status.
+// A demonstration of package autopay: posts each line of its input to API_URL and prints the status. With -short it uses
+// the short client.
 package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"log"
 	"net/http"
@@ -12,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/hashicorp/vault/api"
+	"golang.org/x/oauth2"
 
 	"example/autopay"
 )
@@ -29,6 +32,9 @@ func main() {
 	}
 	source := &autopay.TokenSource{Vault: vault, Path: os.Getenv("AUTOPAY_PATH"), RotatePath: os.Getenv("AUTOPAY_ROTATE_PATH")}
 	client := source.Client()
+	if len(os.Args) > 1 && os.Args[1] == "-short" {
+		client = oauth2.NewClient(context.Background(), autopay.NewTokenSource(vault, os.Getenv("AUTOPAY_PATH")))
+	}
 
 	var calls sync.WaitGroup
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
