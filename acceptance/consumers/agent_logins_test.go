@@ -140,9 +140,3 @@ func mustDo(t *testing.T, s *harness.Server, method, path string, body any) harn
 	}
 	return a
 }
-
-// example returns one of the examples' files.
-func example(t *testing.T, file string) string {
-	t.Helper()
-	return string(harness.ReadFile(t, "../../examples/"+file))
-}

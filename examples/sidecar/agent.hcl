@@ -27,6 +27,6 @@ template {
 
   # Before nginx has started there is nothing to reload. It reads the file when it starts.
   exec {
-    command = ["sh", "-c", "nginx -c /etc/autopay/nginx.conf -s reload || true"]
+    command = ["sh", "-c", "nginx -e stderr -c /etc/autopay/nginx.conf -s reload || true"]
   }
 }
