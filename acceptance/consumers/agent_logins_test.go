@@ -18,46 +18,8 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestExampleKubernetesAgentTemplate gives the template of the injector's
-// annotation to a real Vault Agent, as the injector does.
-func TestExampleKubernetesAgentTemplate(t *testing.T) {
-	t.Parallel()
-	m, _, cred := harness.Setup(t)
-	m.MustWrite(t, "config", cred.Config())
-
-	const annotation = "vault.hashicorp.com/agent-inject-template-autopay-token: '"
-	_, rest, found := strings.Cut(example(t, "kubernetes/agent-injector.yaml"), annotation)
-	contents, _, closed := strings.Cut(rest, "'\n")
-	if !found || !closed {
-		t.Fatal("the example has no template of the form that this test knows")
-	}
-
-	dir := t.TempDir()
-	rendered := filepath.Join(dir, "autopay-token")
-	app := newAppRole(t, m.Server, dir, fmt.Sprintf(`path "%s/token" { capabilities = ["read"] }`, m.At))
-	runAgent(t, m.Server, dir, fmt.Sprintf(`
-vault { address = %q }
-auto_auth {
-  method "approle" {
-    mount_path = %q
-    config     = { role_id_file_path = %q, secret_id_file_path = %q }
-  }
-}
-template {
-  contents    = %q
-  destination = %q
-  perms       = "0400"
-}
-`, m.Addr, app.mount, app.roleID, app.secretID, strings.ReplaceAll(contents, "autopay/token", m.At+"/token"), rendered))
-
-	text := harness.ReadFile(t, rendered)
-	if string(text) != m.Token(t, "").AccessToken {
-		t.Errorf("the agent rendered %d bytes that are not the token", len(text))
-	}
-}
-
-// TestExamplePrometheusLogin runs the agent of examples/prometheus, and scrapes as
-// Prometheus does with the Vault token that the agent wrote.
+// TestExamplePrometheusLogin runs the agent of examples/prometheus, and asks
+// as Prometheus does with the Vault token that it left: Authorization: Bearer.
 func TestExamplePrometheusLogin(t *testing.T) {
 	t.Parallel()
 	m, _, _ := harness.Setup(t)
@@ -112,7 +74,7 @@ func newAppRole(t *testing.T, s *harness.Server, dir, rules string) appRoleLogin
 	}
 }
 
-// runAgent runs vault agent until it has logged in and rendered its template once.
+// runAgent runs vault agent until it has logged in and rendered once.
 func runAgent(t *testing.T, s *harness.Server, dir, config string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)

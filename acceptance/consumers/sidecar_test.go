@@ -95,6 +95,9 @@ func (l *load) send(t *testing.T, client *http.Client, url string) {
 		if resp.StatusCode != http.StatusOK {
 			return errors.New(resp.Status)
 		}
+		if !resp.Close {
+			return errors.New("nginx keeps the connection, which a reload may close under a request")
+		}
 		return nil
 	}()
 	l.mu.Lock()

@@ -6,7 +6,8 @@
 vault {
   address = "https://vault.example.com:8200"
 
-  # By default Proxy repeats a 5xx 12 times, about 17 seconds, before the application sees it.
+  # By default Proxy repeats a request that gets a 5xx 12 times, for over a minute and a half, before the application
+  # sees the error.
   retry {
     num_retries = 2
   }
