@@ -64,6 +64,29 @@ type vaultDynamicSecret struct {
 	} `json:"spec"`
 }
 
+// Source: kubernetes-sigs/secrets-store-csi-driver, apis/v1. The parameters are the provider's: hashicorp/vault-csi-provider
+// v1.7.4, internal/config/config.go.
+type secretProviderClass struct {
+	metav1.TypeMeta `json:",inline"`
+	Metadata        metav1.ObjectMeta `json:"metadata"`
+	Spec            struct {
+		Provider   string `json:"provider"`
+		Parameters struct {
+			VaultAddress    string `json:"vaultAddress"`
+			VaultCACertPath string `json:"vaultCACertPath"`
+			RoleName        string `json:"roleName"`
+			Audience        string `json:"audience"`
+			Objects         string `json:"objects"` // YAML of csiObjects
+		} `json:"parameters"`
+	} `json:"spec"`
+}
+
+type csiObjects []struct {
+	ObjectName string `json:"objectName"`
+	SecretPath string `json:"secretPath"`
+	SecretKey  string `json:"secretKey"`
+}
+
 // keyword is one of the values that the operator's schemas allow.
 type keyword string
 
@@ -85,7 +108,7 @@ const injector = "vault.hashicorp.com/"
 // Annotations of the injector: those that stand alone, and those that end in
 // the name of a secret.
 var (
-	annotations = []string{"agent-inject", "role", "agent-run-as-same-user", "agent-service-account-token-volume-name"}
+	annotations = []string{"agent-inject", "role", "agent-run-as-same-user", "agent-service-account-token-volume-name", "template-config-exit-on-retry-failure"}
 	ofASecret   = []string{"agent-inject-secret-", "agent-inject-template-", "agent-inject-perms-"}
 )
 

@@ -44,6 +44,12 @@ func check(object []byte) error {
 		return decode(object, &vaultAuth{})
 	case "secrets.hashicorp.com/v1beta1 VaultDynamicSecret":
 		return decode(object, &vaultDynamicSecret{})
+	case "secrets-store.csi.x-k8s.io/v1 SecretProviderClass":
+		var class secretProviderClass
+		if err := decode(object, &class); err != nil {
+			return err
+		}
+		return decode([]byte(class.Spec.Parameters.Objects), &csiObjects{})
 	case "generators.external-secrets.io/v1alpha1 VaultDynamicSecret":
 		return checkCRD("generators.external-secrets.io_vaultdynamicsecrets.yaml", "v1alpha1", object)
 	case "external-secrets.io/v1 ExternalSecret":
@@ -67,8 +73,8 @@ func decode(object []byte, into any) error {
 func TestExampleKubernetes(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob(filepath.Join(examples, "*.yaml"))
-	if err != nil || len(files) != 3 {
-		t.Fatalf("%v, %v, want 3 files", files, err)
+	if err != nil || len(files) != 4 {
+		t.Fatalf("%v, %v, want 4 files", files, err)
 	}
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
@@ -98,6 +104,8 @@ func TestMistakesAreSeen(t *testing.T) {
 		{"type", "vault-secrets-operator.yaml", "create: true", `create: "true"`},
 		{"transformation", "vault-secrets-operator.yaml", "excludeRaw", "exclude_raw"},
 		{"kind to restart", "vault-secrets-operator.yaml", "kind: Deployment\n      name", "kind: Deploy\n      name"},
+		{"provider class", "csi.yaml", "roleName:", "role:"},
+		{"objects of a provider class", "csi.yaml", "secretKey:", "key:"},
 		{"generator", "external-secrets.yaml", "method: GET", "methd: GET"},
 		{"provider", "external-secrets.yaml", "mountPath: kubernetes", "mount: kubernetes"},
 		{"enumeration", "external-secrets.yaml", "type: Secret", "type: Sekret"},
@@ -189,7 +197,7 @@ func rendersToken(t *testing.T, text string, funcs template.FuncMap, data any) {
 // TestNamesMeet follows the references between the objects of a file.
 func TestNamesMeet(t *testing.T) {
 	t.Parallel()
-	for _, file := range []string{"agent-injector.yaml", "vault-secrets-operator.yaml", "external-secrets.yaml"} {
+	for _, file := range []string{"agent-injector.yaml", "vault-secrets-operator.yaml", "external-secrets.yaml", "csi.yaml"} {
 		var account corev1.ServiceAccount
 		var deployment appsv1.Deployment
 		find(t, file, "ServiceAccount", &account)
@@ -225,6 +233,14 @@ func TestNamesMeet(t *testing.T) {
 	}
 	if _, ok := dynamic.Spec.Destination.Transformation.Templates[ref.Key]; !ok {
 		t.Errorf("the Secret has no key %s", ref.Key)
+	}
+
+	var class secretProviderClass
+	var provided appsv1.Deployment
+	find(t, "csi.yaml", "SecretProviderClass", &class)
+	find(t, "csi.yaml", "Deployment", &provided)
+	if csi := provided.Spec.Template.Spec.Volumes[0].CSI; csi.VolumeAttributes["secretProviderClass"] != class.Metadata.Name {
+		t.Errorf("there is no provider class %s", csi.VolumeAttributes["secretProviderClass"])
 	}
 
 	var generator struct{ Metadata metav1.ObjectMeta }
