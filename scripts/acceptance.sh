@@ -23,8 +23,8 @@ esac
 # say_missing names the tools whose tests will be skipped, because go test shows nothing of a skipped test.
 say_missing() {
   local tool
-  for tool in node python3 curl jq; do
-    type -P "$tool" >/dev/null || echo "acceptance: $tool is not installed, so its example will NOT RUN (on Debian: apt-get install nodejs python3 curl jq)" >&2
+  for tool in node python3 curl jq nginx ansible-playbook; do
+    type -P "$tool" >/dev/null || echo "acceptance: $tool is not installed, so its example will NOT RUN (on Debian: apt-get install nodejs python3 curl jq nginx-light ansible python3-hvac)" >&2
   done
   type -P terraform >/dev/null || echo "acceptance: terraform is not installed, so its example will NOT RUN, only the API calls that it makes" >&2
 }

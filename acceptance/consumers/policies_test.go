@@ -71,17 +71,13 @@ func TestExamplePolicies(t *testing.T) {
 			"GET token":        no,
 			"GET token/oslo":   no,
 		},
-<<<<<<< HEAD
-		// The token has no entity, so this policy allows nothing.
-=======
 		"metrics.hcl": {
 			"GET metrics": ok,
 			"GET token":   no,
 			"GET status":  no,
 			"GET config":  no,
 		},
-		// Nobody's entity: the operators' policy gives nothing.
->>>>>>> ab1c235 (Prometheus example: users, ownership, the dashboard's values; CSI manifest; policy for the metrics)
+		// The token has no entity, so this policy allows nothing.
 		"parking-operators.hcl": {
 			"GET token":      no,
 			"GET token/":     no,

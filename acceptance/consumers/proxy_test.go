@@ -83,7 +83,7 @@ func TestExampleProxy(t *testing.T) {
 		t.Logf("FIGURE: Vault Proxy %s: %d reads, all of which reached Vault, over %d tokens", name, reads, len(tokens))
 	}
 
-	// Without a live token the application soon gets Vault's error.
+	// Without a live token the application gets Vault's error after Proxy's two retries.
 	p.SetFault(harness.Down)
 	harness.Eventually(t, time.Minute, "the token goes on", func() bool { return m.Read(t, "status").Data["state"] == "failing" })
 	began := time.Now()

@@ -6,8 +6,8 @@
 vault {
   address = "https://vault.example.com:8200"
 
-  # By default Proxy repeats a request that gets a 5xx 12 times, for over a minute and a half, before the application
-  # sees the error.
+  # By default Proxy repeats a request that gets a 5xx 12 times. The application then waits a minute and gets a 500
+  # without Vault's reason.
   retry {
     num_retries = 2
   }
