@@ -109,11 +109,12 @@ func (p *program) exitCode(t *testing.T, within time.Duration) int {
 	}
 }
 
-// startVaultProgram runs vault agent or vault proxy with a configuration.
-func startVaultProgram(t *testing.T, kind, config string) *program {
+// startVaultProgram runs vault agent or vault proxy with a configuration, and
+// with more NAME=value pairs in its environment.
+func startVaultProgram(t *testing.T, kind, config string, env ...string) *program {
 	t.Helper()
 	dir := t.TempDir()
 	file := harness.WriteFile(t, filepath.Join(dir, kind+".hcl"), config, 0o600)
-	return startProgram(t, []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")},
+	return startProgram(t, append(env, "HOME="+dir, "PATH="+os.Getenv("PATH")),
 		harness.VaultBin, kind, "-config="+file, "-log-level=debug")
 }
