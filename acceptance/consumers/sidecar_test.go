@@ -76,6 +76,7 @@ type load struct {
 // send makes one request as an application that knows nothing of tokens. Its
 // body can't be sent again, so that Go's client hides no failure by a retry.
 func (l *load) send(t *testing.T, client *http.Client, url string) {
+	t.Helper()
 	body := io.NopCloser(strings.NewReader("one payment"))
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, body)
 	if err != nil {
@@ -219,7 +220,7 @@ func startNginx(t *testing.T, conf, listen string) {
 		if !nginx.running() {
 			t.Fatal("nginx has ended")
 		}
-		conn, err := net.Dial("tcp", listen)
+		conn, err := (&net.Dialer{}).DialContext(t.Context(), "tcp", listen)
 		if err == nil {
 			conn.Close()
 		}
