@@ -15,6 +15,7 @@ shellcheck .ci/run scripts/*.sh examples/*/*.sh
 
 echo "lint: actionlint"
 go tool -modfile=tools/release/go.mod actionlint
+go tool -modfile=tools/release/go.mod actionlint examples/ci/github-actions.yml
 
 echo "lint: go.mod is tidy"
 for module in . tools tools/release acceptance/consumers/{manifests,prometheus,terraform,consultemplate}; do
