@@ -73,7 +73,7 @@ case $what in all | consumers | examples) say_missing ;; esac
 VAULT_BIN=$(scripts/vault.sh)
 export VAULT_BIN
 if [ "$what" = kubernetes ]; then
-  echo "acceptance: etcd, kube-apiserver, kubectl and Vault's Kubernetes auth method (the first build takes about 5 minutes on 2 cores)"
+  echo "acceptance: etcd, kube-apiserver, kubectl, External Secrets and Vault's Kubernetes auth method (the first build takes about 8 minutes on 2 cores)"
   KUBERNETES_PATH=$(scripts/kubernetes.sh)
   export KUBERNETES_PATH
 fi

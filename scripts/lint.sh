@@ -17,7 +17,7 @@ echo "lint: actionlint"
 go tool -modfile=tools/release/go.mod actionlint
 
 echo "lint: go.mod is tidy"
-for module in . tools tools/release acceptance/consumers/{manifests,prometheus,terraform,consultemplate} acceptance/kubernetes/servers; do
+for module in . tools tools/release acceptance/consumers/{manifests,prometheus,terraform,consultemplate} acceptance/kubernetes/{servers,externalsecrets}; do
   go -C "$module" mod tidy -diff
 done
 go -C acceptance/consumers/consultemplate mod tidy -diff -modfile=newest.mod

@@ -40,6 +40,9 @@ func TestExampleKubernetes(t *testing.T) {
 	t.Run("manifests", func(t *testing.T) { c.takesManifests(t, m) })
 	t.Run("mistakes", c.refusesMistakes)
 	autopay.WantRequests(t, cred, 1)
+	t.Run("External Secrets", func(t *testing.T) {
+		c.runsExternalSecrets(t, m, func() { m.MustWrite(t, "config", autopay.NewCredential().Config()) })
+	})
 }
 
 // startVault runs a Vault that has the Kubernetes auth method.

@@ -50,6 +50,8 @@ var logins = map[string]struct{ object, fields string }{
 		`{.spec.template.spec.serviceAccountName} {.spec.template.spec.volumes[0].projected.sources[0].serviceAccountToken.audience}`},
 	"vault-secrets-operator.yaml": {"vaultauths.secrets.hashicorp.com/shop",
 		`{.spec.kubernetes.role} {.spec.kubernetes.serviceAccount} {.spec.kubernetes.audiences[0]}`},
+	// The driver asks for a token of the pod's account.
+	"csi.yaml": {"secretproviderclass/autopay-token", `{.spec.parameters.roleName} shop {.spec.parameters.audience}`},
 	"external-secrets.yaml": {"vaultdynamicsecrets.generators.external-secrets.io/autopay-token",
 		`{.spec.provider.auth.kubernetes.role} {.spec.provider.auth.kubernetes.serviceAccountRef.name} ` +
 			`{.spec.provider.auth.kubernetes.serviceAccountRef.audiences[0]}`},
@@ -59,15 +61,18 @@ var logins = map[string]struct{ object, fields string }{
 // the token and nothing else.
 func (c *cluster) takesManifests(t *testing.T, m harness.Mount) {
 	files, err := filepath.Glob(filepath.Join(examples, "*.yaml"))
-	if err != nil || len(files) < len(logins) {
-		t.Fatalf("%v, %v, want at least %d files", files, err, len(logins))
+	if err != nil || len(files) < 3 {
+		t.Fatalf("%v, %v, want at least 3 files", files, err)
 	}
 	for _, file := range files {
 		t.Run(filepath.Base(file), func(t *testing.T) {
 			c.must(t, "", "apply", "--filename="+file)
 			defer c.must(t, "", "delete", "--filename="+file)
 
-			at := logins[filepath.Base(file)]
+			at, ok := logins[filepath.Base(file)]
+			if !ok {
+				t.Fatal("this test does not know how the file logs in")
+			}
 			as := strings.Fields(c.must(t, "", "get", at.object, "--namespace=shop", "--output=jsonpath="+at.fields))
 			if len(as) != 3 {
 				t.Fatalf("%s has %q, want a role, an account and an audience", at.object, as)
