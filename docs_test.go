@@ -348,7 +348,7 @@ func TestDocsSnippets(t *testing.T) {
 	agent, _, _ = strings.Cut(agent, "\n### ")
 	sections := readDocument(t, "docs/consumers.md")
 	sections["README.md, Vault Agent"] = agent
-	delete(sections, "consul-template, envconsul, Nomad") // which have no example
+	delete(sections, "Nomad") // which has no example
 	n := 0
 	for title, section := range sections {
 		for _, block := range snippet.FindAllStringSubmatch(section, -1) {

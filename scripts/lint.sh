@@ -16,9 +16,10 @@ shellcheck .ci/run scripts/*.sh examples/*/*.sh
 
 echo "lint: actionlint"
 go tool -modfile=tools/release/go.mod actionlint
+go tool -modfile=tools/release/go.mod actionlint examples/ci/github-actions.yml
 
 echo "lint: go.mod is tidy"
-for module in . tools tools/release examples/go acceptance/consumers/{manifests,prometheus,terraform,consultemplate}; do
+for module in . tools tools/release examples/go acceptance/consumers/{manifests,prometheus,terraform,consultemplate} acceptance/kubernetes/{servers,externalsecrets}; do
   go -C "$module" mod tidy -diff
 done
 go -C acceptance/consumers/consultemplate mod tidy -diff -modfile=newest.mod

@@ -39,73 +39,7 @@ if [ -n "$any" ] && found=$(type -P vault); then
   say "Vault: $found on PATH does not answer 'vault version' as Vault does; not using it"
 fi
 
-cd "$(dirname "${BASH_SOURCE[0]}")/../acceptance/vault"
-version=$(sed -n 's|^require github.com/hashicorp/vault v||p' go.mod)
-[ -n "$version" ] || die "no version of github.com/hashicorp/vault in acceptance/vault/go.mod"
-
 # -tags minimal: a quarter of the time and size of the full server, with all that the
 # demo and the tests need: server, agent, CLI, raft storage, external plugins.
-flags=(-tags minimal -trimpath -ldflags '-s -w')
-
-# A changed recipe is another binary. git does the hashing: it is there wherever a checkout is.
-recipe=$({ cat go.mod go.sum && printf '%s\n' "${flags[@]}"; } | git hash-object --stdin)
-
-cache="${XDG_CACHE_HOME:-$HOME/.cache}/vault-plugin-secrets-autopay/vault-$version-${recipe:0:8}"
-binary="$cache/vault"
-mkdir -p "$cache"
-
-# One build serves all who ask at the same time. Without flock each builds its own, and the last mv wins.
-if [ ! -x "$binary" ] && type -P flock >/dev/null; then
-  exec 9>"$cache/lock"
-  if ! flock -n 9; then
-    say "Vault: another build of $version is under way; waiting for it"
-    flock 9
-  fi
-fi
-
-if [ -x "$binary" ]; then
-  say "Vault: $binary, from the cache"
-  printf '%s\n' "$binary"
-  exit 0
-fi
-
-say "Vault: building $version from source: about 4 minutes on 2 cores the first time (plus the download),"
-say "       cached afterwards in $cache"
-
-build=
-new="$binary.$$.new"
-log="$binary.$$.log"
-clean() {
-  if [ -n "$build" ]; then
-    kill -INT -- "-$build" 2>/dev/null || true
-    wait "$build" 2>/dev/null || true
-  fi
-  rm -f "$new" "$log"
-}
-trap clean EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-SECONDS=0
-set -m # a process group of its own, so that Ctrl-C ends the compilers too
-CGO_ENABLED=0 go build "${flags[@]}" -o "$new" github.com/hashicorp/vault >"$log" 2>&1 9>&- </dev/null &
-build=$!
-set +m
-minute=60
-while kill -0 "$build" 2>/dev/null; do
-  sleep 1
-  if [ "$SECONDS" -ge "$minute" ]; then
-    say "       still building, $((minute / 60)) min"
-    minute=$((minute + 60))
-  fi
-done
-if ! wait "$build"; then
-  build=
-  grep -v '^go: downloading ' "$log" | tail -n 40 >&2 || true
-  die "building Vault $version failed after $SECONDS s"
-fi
-build=
-mv "$new" "$binary"
-say "Vault: built in $((SECONDS / 60)) min $((SECONDS % 60)) s"
-printf '%s\n' "$binary"
+exec "$(dirname "${BASH_SOURCE[0]}")/published.sh" vault github.com/hashicorp/vault acceptance/vault "about 4 minutes" \
+  github.com/hashicorp/vault -tags minimal -trimpath -ldflags '-s -w'
