@@ -288,15 +288,15 @@ func TestDocsErrors(t *testing.T) {
 	texts := said(t)
 	vaults := []string{"permission denied", "checksums did not match", "plugin version mismatch: …", "plugin not found in the catalog: …"}
 	n := 0
-	for _, row := range rows(readDocument(t, "docs/operations.md")["Troubleshooting"]) {
+	for _, row := range rows(readDocument(t, "docs/api.md")["Errors"]) {
 		for _, text := range quoted(row[0]) {
 			if n++; !slices.Contains(vaults, text) && !says(texts, text) {
-				t.Errorf("troubleshooting: nothing says %q", text)
+				t.Errorf("errors: nothing says %q", text)
 			}
 		}
 	}
 	if n < 25 {
-		t.Errorf("only %d texts found in the troubleshooting table", n)
+		t.Errorf("only %d texts found in the table of errors", n)
 	}
 }
 
