@@ -344,7 +344,7 @@ func TestDocsSnippets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, agent, _ := strings.Cut(readDocument(t, "README.md")["Install"], "\n### Vault Agent\n")
+	_, agent, _ := strings.Cut(readDocument(t, "README.md")["Read the token"], "\n### Vault Agent\n")
 	agent, _, _ = strings.Cut(agent, "\n### ")
 	sections := readDocument(t, "docs/consumers.md")
 	sections["README.md, Vault Agent"] = agent
@@ -360,7 +360,7 @@ func TestDocsSnippets(t *testing.T) {
 			}
 		}
 	}
-	if n < 80 {
+	if n < 60 {
 		t.Errorf("only %d lines of snippets found", n)
 	}
 }
