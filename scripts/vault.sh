@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prints the path of a Vault binary on stdout; everything else goes to stderr.
+# Prints the path of a Vault binary to stdout, and messages to stderr.
 #
-#   scripts/vault.sh         the server that acceptance/vault pins, built when the cache has none
-#   scripts/vault.sh --any   a vault already on PATH serves as well
+#   scripts/vault.sh         the version that acceptance/vault pins, built if it is not in the cache
+#   scripts/vault.sh --any   the vault on PATH, if there is one
 #
 # VAULT_BIN=/path/to/vault overrides both.
 set -euo pipefail
@@ -17,7 +17,7 @@ any=
 case "${1-}" in
   '') ;;
   --any) any=1 ;;
-  *) die "unknown option $1 (there is only --any)" ;;
+  *) die "unknown option $1; the only option is --any" ;;
 esac
 
 if [ -n "${VAULT_BIN-}" ]; then
@@ -36,29 +36,29 @@ if [ -n "$any" ] && found=$(type -P vault); then
     printf '%s\n' "$found"
     exit 0
   fi
-  say "Vault: $found on PATH does not answer 'vault version' as Vault does; not using it"
+  say "Vault: ignoring $found on PATH, because 'vault version' does not print a version of Vault"
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../acceptance/vault"
 version=$(sed -n 's|^require github.com/hashicorp/vault v||p' go.mod)
-[ -n "$version" ] || die "no version of github.com/hashicorp/vault in acceptance/vault/go.mod"
+[ -n "$version" ] || die "acceptance/vault/go.mod has no version of github.com/hashicorp/vault"
 
-# -tags minimal: a quarter of the time and size of the full server, with all that the
-# demo and the tests need: server, agent, CLI, raft storage, external plugins.
+# -tags minimal takes a quarter of the time and size, and has everything that the demo and the tests need:
+# server, agent, CLI, raft storage, external plugins.
 flags=(-tags minimal -trimpath -ldflags '-s -w')
 
-# A changed recipe is another binary. git does the hashing: it is there wherever a checkout is.
+# A changed recipe makes another binary. git computes the hash, because every checkout has git.
 recipe=$({ cat go.mod go.sum && printf '%s\n' "${flags[@]}"; } | git hash-object --stdin)
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/vault-plugin-secrets-autopay/vault-$version-${recipe:0:8}"
 binary="$cache/vault"
 mkdir -p "$cache"
 
-# One build serves all who ask at the same time. Without flock each builds its own, and the last mv wins.
+# With flock, concurrent runs share one build. Without it, each builds its own, and the last mv wins.
 if [ ! -x "$binary" ] && type -P flock >/dev/null; then
   exec 9>"$cache/lock"
   if ! flock -n 9; then
-    say "Vault: another build of $version is under way; waiting for it"
+    say "Vault: another build of $version is running; waiting for it"
     flock 9
   fi
 fi
@@ -69,8 +69,8 @@ if [ -x "$binary" ]; then
   exit 0
 fi
 
-say "Vault: building $version from source: about 4 minutes on 2 cores the first time (plus the download),"
-say "       cached afterwards in $cache"
+say "Vault: building $version from source, which takes about 4 minutes on 2 cores plus the download;"
+say "       it is then cached in $cache"
 
 build=
 new="$binary.$$.new"
@@ -88,7 +88,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 SECONDS=0
-set -m # a process group of its own, so that Ctrl-C ends the compilers too
+set -m # a process group of its own, so that Ctrl-C stops the compilers too
 CGO_ENABLED=0 go build "${flags[@]}" -o "$new" github.com/hashicorp/vault >"$log" 2>&1 9>&- </dev/null &
 build=$!
 set +m
