@@ -6,8 +6,6 @@ MAKEFLAGS += --no-print-directory
 NAME := vault-plugin-secrets-autopay
 PLUGIN := $(CURDIR)/bin/$(NAME)
 SIM := $(CURDIR)/bin/autopaysim
-LINT := go tool -modfile=tools/go.mod golangci-lint
-SCRIPTS := .ci/run $(wildcard scripts/*.sh examples/*/*.sh)
 
 # No cgo and no paths: one file that runs on any host of its kind. No VCS stamp: the
 # checksum registered in Vault depends on the source and on nothing else.
@@ -56,84 +54,43 @@ test: ## all tests: unit, model check, then acceptance in real Vault servers
 	@$(MAKE) model
 	@$(MAKE) acceptance
 
-# The race detector needs a C compiler. Where there is none the tests still run.
 .PHONY: unit
 unit: ## unit tests with the race detector
-	@cc=$$(go env CC); race=(-race); export CGO_ENABLED=1; \
-	if ! type -P "$${cc%% *}" >/dev/null; then \
-	  echo "unit: no C compiler ($$cc), so no race detector; install gcc to have it" >&2; \
-	  if [ -n "$${CI-}" ]; then exit 1; fi; \
-	  race=(); CGO_ENABLED=0; \
-	fi; \
-	echo "unit: go test $${race[*]-} ./..."; \
-	go test $${race[@]+"$${race[@]}"} ./...
+	@scripts/unit.sh
 
 MODEL_RUNS := 500
 .PHONY: model
 model: ## random lives of a mount, held against the ten rules: make model MODEL_RUNS=2000
-	@echo "model: $(MODEL_RUNS) random runs of 30 days each, about 10 a second on 2 cores"
-	@go test -count=1 -v -timeout 30m -run '^TestModel$$' . -model.runs=$(MODEL_RUNS) | grep -vE '^ *(=== |--- PASS)'
+	@echo "model: $(MODEL_RUNS) random lives of 30 days each, then $(MODEL_RUNS) of everything at once: about 10 a second on 2 cores"
+	@go test -count=1 -v -timeout 30m -run '^(TestModel|TestConcurrentLives)$$' . -model.runs=$(MODEL_RUNS) | grep -vE '^ *(=== |--- PASS)'
 
-# More tests at a time than processors, for the long ones mostly wait.
-ACCEPTANCE := go test -tags acceptance -count=1 -parallel 4 -timeout 30m -v
-# Of what passed, what was measured; where something failed, all that was said.
-SHOW = >"$(CURDIR)/bin/acceptance.log" 2>&1 && grep -E 'FIGURE|^ok' "$(CURDIR)/bin/acceptance.log" || \
-  { grep -vE '^ *(=== |--- PASS)' "$(CURDIR)/bin/acceptance.log"; exit 1; }
-
-# go test shows nothing of what a test skips.
-define SAY_MISSING
-for tool in node python3 curl jq; do \
-  type -P $$tool >/dev/null || echo "$$tool is missing: its example is NOT RUN (Debian: apt-get install nodejs python3 curl jq)" >&2; \
-done; \
-type -P terraform >/dev/null || echo "terraform is missing: its example is NOT RUN, only the calls that it makes" >&2
-endef
-
+SUITE :=
 .PHONY: acceptance
-acceptance: build ## the built plugin in real Vault servers
-	@echo "acceptance: the built plugin in real Vault servers on loopback"
-	@$(SAY_MISSING)
-	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) ./acceptance/ $(SHOW)
-	@$(MAKE) formats
+acceptance: build ## the built plugin in real Vault servers; one suite of acceptance/: make acceptance SUITE=storms
+	@scripts/acceptance.sh $(SUITE)
 
 .PHONY: examples
-examples: build ## the examples alone, each in real Vault servers
-	@echo "examples: each with its consumer, in real Vault servers on loopback"
-	@$(SAY_MISSING)
-	@vault=$$(scripts/vault.sh); VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" $(ACCEPTANCE) -run '^TestExample' ./acceptance/ $(SHOW)
-	@$(MAKE) formats
+examples: build ## the examples alone, each with its consumer in real Vault servers
+	@scripts/acceptance.sh examples
 
-# In modules of their own, for their dependencies meet nobody else's.
 .PHONY: formats
-formats: ## the examples for Kubernetes and Prometheus, held to the formats of those
-	@echo "formats: Kubernetes manifests, Prometheus configuration, alerts and dashboard (their first build takes a few minutes)"
-	@go -C acceptance/manifests test -count=1 ./...
-	@go -C acceptance/prometheus test -count=1 ./...
+formats: ## the examples for Kubernetes and Prometheus, checked against the formats they are written in
+	@scripts/acceptance.sh formats
 
-# On Linux only: it reads /proc. A machine with anything else to do spoils it.
 BENCH := full
 BENCH_SOAK :=
 .PHONY: bench
 bench: build ## reads side by side in a real Vault, into docs/benchmarks.md (25 minutes); BENCH=quick tries it (3 minutes)
-	@out=$(CURDIR)/docs; [ "$(BENCH)" = full ] || out=$(CURDIR)/bin/bench; \
-	echo "bench: $(BENCH), into $$out"; \
-	vault=$$(scripts/vault.sh); \
-	VAULT_BIN="$$vault" PLUGIN_BIN="$(PLUGIN)" BENCH=$(BENCH) BENCH_SOAK=$(BENCH_SOAK) BENCH_OUT="$$out" \
-	  go test -tags 'acceptance bench' -count=1 -v -timeout 2h -run '^TestBench$$' ./acceptance/
+	@BENCH=$(BENCH) BENCH_SOAK=$(BENCH_SOAK) scripts/bench.sh
 
 .PHONY: gobench
 gobench: ## the engine's own part of a read, in process
 	@go test -run '^$$' -bench . -benchmem .
 
-# An input that fails is kept in testdata/fuzz, and from then on is a unit test. Inputs that
-# only cover something new are hardly made smaller: that takes longer than it is worth.
 FUZZTIME := 2m
 .PHONY: fuzz
 fuzz: ## each fuzz test in turn for FUZZTIME (2m): make fuzz FUZZTIME=1h
-	@targets=$$(go test -list '^Fuzz' . | grep '^Fuzz'); \
-	for target in $$targets; do \
-	  echo "fuzz: $$target for $(FUZZTIME)"; \
-	  go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x .; \
-	done
+	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: check
 check: lint test reproduce ## what CI runs: lint, test, a release built twice, then a short fuzz
@@ -141,24 +98,12 @@ check: lint test reproduce ## what CI runs: lint, test, a release built twice, t
 
 .PHONY: lint
 lint: ## go vet, golangci-lint, gofumpt, shellcheck, actionlint, tidy go.mod
-	@echo "lint: golangci-lint, with go vet and gofumpt (its own first build takes a minute or two)"
-	@$(LINT) run ./...
-	@echo "lint: shellcheck"
-	@if ! type -P shellcheck >/dev/null; then echo "lint: shellcheck is missing: apt-get install shellcheck" >&2; exit 1; fi
-	@shellcheck $(SCRIPTS)
-	@echo "lint: actionlint"
-	@go tool -modfile=tools/release/go.mod actionlint
-	@echo "lint: go.mod is tidy"
-	@go mod tidy -diff
-	@go -C tools mod tidy -diff
-	@go -C tools/release mod tidy -diff
-	@for module in manifests prometheus terraform consultemplate; do go -C acceptance/$$module mod tidy -diff; done
-	@go -C acceptance/consultemplate mod tidy -diff -modfile=newest.mod
+	@scripts/lint.sh
 
 .PHONY: fmt
 fmt: ## format the Go code
 	@echo "fmt: gofumpt and goimports"
-	@$(LINT) fmt ./...
+	@go tool -modfile=tools/go.mod golangci-lint fmt ./...
 
 .PHONY: clean
 clean: ## remove bin/ and dist/ (the cached Vault stays)

@@ -128,7 +128,7 @@ func newConcurrentLife(t *testing.T, seed uint64, secondary bool) *concurrentLif
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.engine.backend = b
+		l.backend = b
 		t.Cleanup(func() { b.clean(context.Background()) })
 		return l
 	}
@@ -140,7 +140,8 @@ func (l *concurrentLife) run() {
 	for round := 0; round < 12 && !l.t.Failed(); round++ {
 		l.storage.set([]time.Duration{0, 50 * time.Millisecond, 2 * time.Second}[l.rng.IntN(3)], l.rng.IntN(4) == 0)
 		faults := []autopaysim.Fault{
-			{}, {},
+			{},
+			{},
 			{Kind: autopaysim.FaultStatus, Status: 503},
 			{Kind: autopaysim.FaultStatus, Status: 401},
 			{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second},

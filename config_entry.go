@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
@@ -31,9 +32,11 @@ const (
 	maxPeriod       = 3650 * 24 * 3600 // seconds
 	maxRequestLimit = 1_000_000
 
-	fieldName         = "name"
-	fieldClientSecret = "client_secret"
-	fieldVerify       = "verify"
+	fieldName             = "name"
+	fieldClientSecret     = "client_secret"
+	fieldRotationPeriod   = "rotation_period"
+	fieldRotationSchedule = "rotation_schedule"
+	fieldVerify           = "verify"
 )
 
 // configEntry is what storage keeps at config/NAME. Numbers are whole seconds
@@ -45,6 +48,7 @@ type configEntry struct {
 	Audience          string `json:"audience,omitempty"`
 	CACert            string `json:"ca_cert,omitempty"`
 	RotationPeriod    int64  `json:"rotation_period,omitempty"`
+	RotationSchedule  string `json:"rotation_schedule,omitempty"`
 	RequestTimeout    int64  `json:"request_timeout"`
 	TokenRequestLimit int    `json:"token_request_limit"` // requests in 24 hours
 	// Generation is random. It is new whenever something changes that a token
@@ -62,7 +66,11 @@ type configField struct {
 	// a duration in seconds, or an *int.
 	value    func(*configEntry) any
 	fallback any // what "" means, or the number without a write; nil: nothing
-	check    func(*configEntry) error
+
+	text  func(field, value string) error // the rule for a *string
+	valid func(n int64) bool              // the rule for a number,
+	rule  string                          // and the words for it, behind "must be"
+
 	// issuedFor marks what a token is issued for. A change starts a new
 	// generation, and damage in storage makes the whole entry unusable.
 	issuedFor bool
@@ -78,14 +86,14 @@ var configFields = []configField{
 		name:        "client_id",
 		description: "Client ID that Autopay issued. Required at creation.",
 		value:       func(c *configEntry) any { return &c.ClientID },
-		check:       func(c *configEntry) error { return checkRequired("client_id", c.ClientID) },
+		text:        checkRequired,
 		issuedFor:   true,
 	},
 	{
 		name:        fieldClientSecret,
 		description: "Client secret that Autopay issued. Required at creation; never returned.",
 		value:       func(c *configEntry) any { return &c.ClientSecret },
-		check:       func(c *configEntry) error { return checkRequired(fieldClientSecret, c.ClientSecret) },
+		text:        checkRequired,
 		issuedFor:   true,
 		secret:      true,
 	},
@@ -94,12 +102,7 @@ var configFields = []configField{
 		description: `Autopay's token endpoint: https, or http to a loopback host. A change must bring client_secret with it. "" restores the default, Autopay's own.`,
 		value:       func(c *configEntry) any { return &c.TokenURL },
 		fallback:    defaultTokenURL,
-		check: func(c *configEntry) error {
-			if err := checkText("token_url", c.TokenURL); err != nil {
-				return err
-			}
-			return checkTokenURL(c.tokenURL())
-		},
+		text:        checkURL,
 		issuedFor:   true,
 		destination: true,
 	},
@@ -108,51 +111,45 @@ var configFields = []configField{
 		description: `API that tokens are requested for. "" restores the default.`,
 		value:       func(c *configEntry) any { return &c.Audience },
 		fallback:    defaultAudience,
-		check:       func(c *configEntry) error { return checkText("audience", c.Audience) },
+		text:        checkText,
 		issuedFor:   true,
 	},
 	{
 		name:        "ca_cert",
 		description: `PEM certificates that are the only roots trusted for token_url. A change must bring client_secret with it. "" (the default) trusts the system's roots.`,
 		value:       func(c *configEntry) any { return &c.CACert },
-		check:       func(c *configEntry) error { return checkCACert(c.CACert) },
+		text:        checkCertificates,
 		issuedFor:   true,
 		destination: true,
 	},
 	{
-		name:        "rotation_period",
+		name:        fieldRotationPeriod,
 		description: "How old a token may get before it is replaced: 0 (the default) for three quarters of its lifetime, or at least 5 s; never more than 90 % of its lifetime.",
 		value:       func(c *configEntry) any { return &c.RotationPeriod },
-		check: func(c *configEntry) error {
-			if c.RotationPeriod != 0 && (c.RotationPeriod < 5 || c.RotationPeriod > maxPeriod) {
-				return errors.New("rotation_period must be 0 (three quarters of the token's lifetime), or from 5 seconds to 10 years")
-			}
-			return nil
-		},
+		valid:       func(n int64) bool { return n == 0 || n >= 5 && n <= maxPeriod },
+		rule:        "0 (three quarters of the token's lifetime), or from 5 seconds to 10 years",
+	},
+	{
+		name:        fieldRotationSchedule,
+		description: `Cron expression with five fields, in UTC unless it begins with CRON_TZ=Area/City: a token is replaced at the latest scheduled time within 90 % of its lifetime; if there is none, at three quarters of it. Excludes rotation_period. "" (the default) is no schedule.`,
+		value:       func(c *configEntry) any { return &c.RotationSchedule },
+		text:        checkSchedule,
 	},
 	{
 		name:        "request_timeout",
 		description: "Time for one whole exchange with Autopay, 1 s to 60 s; 10 s by default.",
 		value:       func(c *configEntry) any { return &c.RequestTimeout },
 		fallback:    defaultRequestTimeout,
-		check: func(c *configEntry) error {
-			if c.RequestTimeout < 1 || c.RequestTimeout > 60 {
-				return errors.New("request_timeout must be from 1 to 60 seconds")
-			}
-			return nil
-		},
+		valid:       func(n int64) bool { return n >= 1 && n <= 60 },
+		rule:        "from 1 to 60 seconds",
 	},
 	{
 		name:        "token_request_limit",
 		description: "Token requests allowed in any 24 hours; 100 by default, 0 is unlimited.",
 		value:       func(c *configEntry) any { return &c.TokenRequestLimit },
 		fallback:    defaultRequestLimit,
-		check: func(c *configEntry) error {
-			if c.TokenRequestLimit < 0 || c.TokenRequestLimit > maxRequestLimit {
-				return fmt.Errorf("token_request_limit must be from 0 (unlimited) to %d", maxRequestLimit)
-			}
-			return nil
-		},
+		valid:       func(n int64) bool { return n >= 0 && n <= maxRequestLimit },
+		rule:        "from 0 (unlimited) to 1000000",
 	},
 }
 
@@ -197,32 +194,35 @@ func decodeConfig(data []byte) (*configEntry, error) {
 	return c, nil
 }
 
+// check holds the field in an entry to its rule.
+func (f configField) check(c *configEntry) error {
+	var n int64
+	switch p := f.value(c).(type) {
+	case *string:
+		return f.text(f.name, *p)
+	case *int64:
+		n = *p
+	case *int:
+		n = int64(*p)
+	}
+	if !f.valid(n) {
+		return fmt.Errorf("%s must be %s", f.name, f.rule)
+	}
+	return nil
+}
+
 // copy gives the field in an entry the value that it has in another.
 func (f configField) copy(to, from *configEntry) {
-	switch p := f.value(to).(type) {
-	case *string:
-		*p = *f.value(from).(*string)
-	case *int64:
-		*p = *f.value(from).(*int64)
-	case *int:
-		*p = *f.value(from).(*int)
-	}
+	reflect.ValueOf(f.value(to)).Elem().Set(reflect.ValueOf(f.value(from)).Elem())
 }
 
 // shown is the value of the field as a read shows it.
 func (f configField) shown(c *configEntry) any {
-	switch p := f.value(c).(type) {
-	case *int64:
-		return *p
-	case *int:
-		return *p
-	case *string:
-		if *p == "" && f.fallback != nil {
-			return f.fallback
-		}
-		return *p
+	value := reflect.ValueOf(f.value(c)).Elem().Interface()
+	if value == "" && f.fallback != nil {
+		return f.fallback
 	}
-	return nil
+	return value
 }
 
 // differs reports whether the field means something else in two entries.
@@ -290,6 +290,16 @@ func (c *configEntry) changed(data map[string]any) (*configEntry, error) {
 	}
 	if err := next.setFields(data); err != nil {
 		return nil, &userError{err.Error()}
+	}
+	_, period := data[fieldRotationPeriod]
+	_, schedule := data[fieldRotationSchedule]
+	switch {
+	case period && schedule && next.RotationPeriod != 0 && next.RotationSchedule != "":
+		return nil, &userError{"rotation_period and rotation_schedule exclude each other: set one of them"}
+	case schedule && next.RotationSchedule != "":
+		next.RotationPeriod = 0
+	case period && next.RotationPeriod != 0:
+		next.RotationSchedule = ""
 	}
 	issuedForSame := c != nil
 	for _, f := range configFields {
@@ -381,26 +391,37 @@ func checkText(field, value string) error {
 
 func notPrintable(r rune) bool { return !unicode.IsPrint(r) }
 
-// checkCACert takes one or more PEM certificates and nothing else.
-func checkCACert(data string) error {
-	if data == "" {
-		return nil
+// checkURL leaves "", the default, to checkText.
+func checkURL(field, value string) error {
+	if err := checkText(field, value); err != nil || value == "" {
+		return err
 	}
-	if len(data) > maxCACertSize {
-		return fmt.Errorf("ca_cert must be at most %d bytes long", maxCACertSize)
+	return checkTokenURL(value)
+}
+
+func checkSchedule(field, value string) error {
+	if err := checkText(field, value); err != nil || value == "" {
+		return err
 	}
-	for rest := []byte(data); ; {
+	_, err := parseSchedule(value)
+	return err
+}
+
+// checkCertificates takes one or more PEM certificates and nothing else.
+func checkCertificates(field, value string) error {
+	if len(value) > maxCACertSize {
+		return fmt.Errorf("%s must be at most %d bytes long", field, maxCACertSize)
+	}
+	for rest := []byte(value); len(rest) > 0; rest = bytes.TrimSpace(rest) {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
-			return errors.New("ca_cert must hold PEM certificates and nothing else")
+			return fmt.Errorf("%s must hold PEM certificates and nothing else", field)
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return errors.New("ca_cert holds a certificate that can't be parsed")
-		}
-		if len(bytes.TrimSpace(rest)) == 0 {
-			return nil
+			return fmt.Errorf("%s holds a certificate that can't be parsed", field)
 		}
 	}
+	return nil
 }
 
 // validName is what Vault's own engines take for a name in a path.

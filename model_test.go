@@ -169,7 +169,11 @@ func (m *model) step(c *modelCredential) {
 		limit := 1 + m.rng.IntN(16)
 		data := map[string]any{
 			"client_id": next, "token_request_limit": limit, "verify": m.rng.IntN(2) == 0,
-			"rotation_period": []any{0, 5, "10m", "9h"}[m.rng.IntN(4)],
+		}
+		if schedules := []any{"* * * * *", "*/10 * * * *", "0 3,15 * * *", "CRON_TZ=Europe/Oslo 30 2,14 * * mon-fri"}; m.rng.IntN(2) == 0 {
+			data["rotation_schedule"] = schedules[m.rng.IntN(len(schedules))]
+		} else {
+			data["rotation_period"] = []any{0, 5, "10m", "9h"}[m.rng.IntN(4)]
 		}
 		m.mu.Lock()
 		before := c.limit

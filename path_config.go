@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 
@@ -265,10 +266,33 @@ func (m *mount) pathConfigWrite(
 	if err != nil {
 		return respondError(err)
 	}
+	resp := &logical.Response{}
+	if warning := scheduleWarning(c.snap.Load()); warning != "" {
+		resp.AddWarning(warning)
+		return resp, nil
+	}
 	for field := range req.Data {
 		if d.Schema[field] == nil {
-			return &logical.Response{}, nil // nil would drop the framework's warning about it
+			return resp, nil // nil would drop the framework's warning about it
 		}
 	}
 	return nil, nil // 204
+}
+
+// scheduleWarning tells an operator whose rotation_schedule has gaps, as soon as
+// the lifetime of a token is known; "" if it has none.
+func scheduleWarning(s *snapshot) string {
+	if s.config == nil || s.fields == nil {
+		return ""
+	}
+	schedule, err := parseSchedule(s.config.RotationSchedule)
+	if err != nil {
+		return ""
+	}
+	gap := scheduleGap(schedule, s.entry.LastVaultRotation, s.entry.lifetime())
+	if gap.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("rotation_schedule has no time within 90 %% of the token's lifetime of %s after %s: "+
+		"a token obtained then is replaced at three quarters of its lifetime", s.entry.lifetime(), formatTime(gap))
 }

@@ -70,7 +70,7 @@ func TestConfigUpdate(t *testing.T) {
 		e.wantRequests(1)
 		want := map[string]any{
 			"client_id": testID, "token_url": defaultTokenURL, "audience": defaultAudience, "ca_cert": "",
-			"rotation_period": int64(7200), "request_timeout": int64(20), "token_request_limit": 50,
+			"rotation_period": int64(7200), "rotation_schedule": "", "request_timeout": int64(20), "token_request_limit": 50,
 		}
 		if got := e.status("config"); !maps.Equal(got, want) {
 			t.Errorf("config is %v, want %v", got, want)

@@ -28,6 +28,7 @@ func statusFields() map[string]*framework.FieldSchema {
 		"expire_time":          {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honouring the token; null without one."},
 		"last_vault_rotation":  {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the token; null without one."},
 		"next_rotation":        {Type: framework.TypeTime, Required: true, Description: "When the token is due to be replaced; null without one."},
+		"next_rotation_reason": {Type: framework.TypeString, Required: true, Description: "Why it is due then: schedule, period, lifetime or retry; empty without a token."},
 		"last_error":           {Type: framework.TypeString, Required: true, Description: "Why the last attempt failed; empty if it did not."},
 		"last_error_time":      {Type: framework.TypeTime, Required: true, Description: "When it failed; null if it did not."},
 		"consecutive_failures": {Type: framework.TypeInt, Required: true, Description: "Failed attempts since the last token."},
@@ -57,6 +58,7 @@ func (m *mount) pathStatusRead(
 		"expire_time":          timeOrNull(s.entry.ExpireTime),
 		"last_vault_rotation":  timeOrNull(s.entry.LastVaultRotation),
 		"next_rotation":        nil,
+		"next_rotation_reason": "",
 		"last_error":           "",
 		"last_error_time":      nil,
 		"consecutive_failures": 0,
@@ -67,6 +69,7 @@ func (m *mount) pathStatusRead(
 	}
 	if s.entry.AccessToken != "" {
 		data["next_rotation"] = timeOrNull(s.dueAt())
+		data["next_rotation_reason"] = s.rotationReason()
 	}
 	if f := s.problem(now); f != nil {
 		data["last_error"] = f.Text

@@ -19,6 +19,7 @@ type snapshot struct {
 	liveFrom     time.Time     // the token is handed out from then on; see fromFuture
 	liveUntil    time.Time     // and until then; zero: no token
 	period       time.Duration // from this token to the next, whole seconds
+	periodReason string        // what period was taken from
 	scheduled    time.Time     // when the next request is wanted; zero: at once
 	limitedUntil time.Time     // the ledger allows no request before
 
@@ -36,7 +37,7 @@ func newSnapshot(config *configEntry, entry tokenEntry, now time.Time) *snapshot
 	s.limitedUntil = anchored(now, s.entry.limitedUntil(config.TokenRequestLimit))
 	if s.entry.AccessToken != "" {
 		s.liveFrom, s.liveUntil = s.entry.obtained().Add(-s.entry.margin()), s.entry.liveUntil()
-		s.period = rotationPeriod(config, s.entry.lifetime())
+		s.period, s.periodReason = rotationPeriod(config, s.entry)
 		s.scheduled = s.entry.obtained().Add(s.period)
 		s.fields = map[string]any{
 			"access_token":        s.entry.AccessToken,
@@ -56,14 +57,39 @@ func newSnapshot(config *configEntry, entry tokenEntry, now time.Time) *snapshot
 	return s
 }
 
-// rotationPeriod is how old a token with this lifetime may get: what the
-// operator set, or three quarters of the lifetime, and never more than 90 %.
-func rotationPeriod(config *configEntry, lifetime time.Duration) time.Duration {
-	period := lifetime * 3 / 4
+// Why a token is due when it is, as status shows it.
+const (
+	reasonSchedule = "schedule" // rotation_schedule
+	reasonPeriod   = "period"   // rotation_period
+	reasonLifetime = "lifetime" // of the token
+	reasonRetry    = "retry"    // the last attempt failed, was not allowed, or brought the same token again
+)
+
+// rotationPeriod is how old a token may get, and why: until the operator's
+// schedule or period, or three quarters of its lifetime, and never more than 90 %.
+func rotationPeriod(config *configEntry, entry tokenEntry) (period time.Duration, reason string) {
+	lifetime := entry.lifetime()
+	period, reason = lifetime*3/4, reasonLifetime
 	if config.RotationPeriod > 0 {
-		period = min(time.Duration(config.RotationPeriod)*time.Second, lifetime*9/10)
+		period, reason = time.Duration(config.RotationPeriod)*time.Second, reasonPeriod
+		if longest := lifetime * 9 / 10; period > longest {
+			period, reason = longest, reasonLifetime
+		}
 	}
-	return max(period.Truncate(time.Second), time.Second)
+	if schedule, err := parseSchedule(config.RotationSchedule); err == nil {
+		if at := scheduledRotation(schedule, entry.LastVaultRotation, lifetime); !at.IsZero() {
+			period, reason = at.Sub(entry.LastVaultRotation), reasonSchedule
+		}
+	}
+	return max(period.Truncate(time.Second), time.Second), reason
+}
+
+// rotationReason is why the token is due when it is.
+func (s *snapshot) rotationReason() string {
+	if !s.dueAt().Equal(s.entry.obtained().Add(s.period)) {
+		return reasonRetry
+	}
+	return s.periodReason
 }
 
 // live reports whether the token may be handed out (rule 4).

@@ -85,7 +85,7 @@ func (k *failureKind) UnmarshalJSON(data []byte) error {
 
 // failedAttempt is an attempt to obtain a token that failed. It is the error
 // that readers without a live token get until NextAttempt.
-type failedAttempt struct {
+type failedAttempt struct { //nolint:errname // stored data first, an error only for readers
 	Text        string      `json:"text"`
 	Kind        failureKind `json:"status"`
 	Time        time.Time   `json:"time"`

@@ -1,0 +1,300 @@
+//go:build acceptance && bench && linux
+
+package bench
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"vault-plugin-secrets-autopay/acceptance/harness"
+)
+
+// report is all that was measured.
+type report struct {
+	plan      plan
+	date      time.Time
+	vault     string
+	inProcess []goBenchmark
+	subjects  []string // the engine first
+	reads     []sideBySide
+	cold      figure[time.Duration]
+	refresh   duringRefresh
+	scale     []scale // one credential first
+	soak      soaked
+}
+
+type sideBySide struct {
+	readers int
+	results [][]round // by subject
+}
+
+// goBenchmark is one line of `go test -bench`, the median of its runs.
+type goBenchmark struct {
+	name          string
+	ns            figure[float64]
+	bytes, allocs float64
+}
+
+func (b goBenchmark) String() string {
+	return fmt.Sprintf("%.2f µs (%.2f to %.2f), %.0f B, %.0f allocations", b.ns.median/1000, b.ns.least/1000, b.ns.most/1000, b.bytes, b.allocs)
+}
+
+var goBenchmarkLine = regexp.MustCompile(`(?m)^Benchmark(\S+?)(?:-\d+)?\s+\d+\s+([\d.]+) ns/op\s+(\d+) B/op\s+(\d+) allocs/op`)
+
+func parseGoBenchmarks(t *testing.T, out string) []goBenchmark {
+	t.Helper()
+	var all []goBenchmark
+	runs := map[string][]float64{}
+	for _, m := range goBenchmarkLine.FindAllStringSubmatch(out, -1) {
+		var n [3]float64
+		for i, text := range m[2:] {
+			n[i], _ = strconv.ParseFloat(text, 64) // digits
+		}
+		if runs[m[1]] == nil {
+			all = append(all, goBenchmark{name: m[1], bytes: n[1], allocs: n[2]})
+		}
+		runs[m[1]] = append(runs[m[1]], n[0])
+	}
+	if len(all) == 0 {
+		t.Fatalf("no benchmarks in:\n%s", out)
+	}
+	for i := range all {
+		all[i].ns = over(runs[all[i].name], func(ns float64) float64 { return ns })
+	}
+	return all
+}
+
+func (r *report) benchmark(name string) goBenchmark {
+	i := slices.IndexFunc(r.inProcess, func(b goBenchmark) bool { return b.name == name })
+	if i < 0 {
+		return goBenchmark{name: name + " is gone", ns: figure[float64]{median: 1e12}}
+	}
+	return r.inProcess[i]
+}
+
+// wanted is one target, and what was measured.
+type wanted struct {
+	what, want, got string
+	met             bool
+}
+
+// targets are held at 8 readers, as medians of the ratios within each round.
+func (r *report) targets() []wanted {
+	atLeast := func(what string, want float64, got figure[float64]) wanted {
+		return wanted{what, fmt.Sprintf("at least %.1f", want), spread(got, "%.2f"), got.median >= want}
+	}
+	atMost := func(what string, want, got float64, format string) wanted {
+		return wanted{what, "at most " + fmt.Sprintf(format, want), fmt.Sprintf(format, got), got <= want}
+	}
+	eight := r.reads[1].results
+	most := r.scale[len(r.scale)-2] // the last is the one with many mounts
+	one := r.scale[0]
+	n := thousands(float64(most.names))
+	hot, tick := r.benchmark("HotRead/credentials=1"), r.benchmark("Tick")
+	early, late := r.soak.parts[:3], r.soak.parts[len(r.soak.parts)-3:]
+	used := func(parts []soakPart) float64 {
+		return over(parts, func(p soakPart) float64 { return p.memory }).median
+	}
+	return []wanted{
+		atLeast("Read rate, in parts of the ordinary plugin's from memory", 1.3, ratio(eight[0], eight[1], perSecond)),
+		atLeast("… with 1 storage read", 1.6, ratio(eight[0], eight[2], perSecond)),
+		atLeast("… with 3 storage reads", 2, ratio(eight[0], eight[3], perSecond)),
+		{"p99 during a refresh, in parts of the steady one", "at most 1.5", spread(r.refresh.ratio, "%.2f"), r.refresh.ratio.median <= 1.5},
+		atLeast("Read rate with "+n+" credentials, in parts of that with one", 0.9, ratio(most.rounds, one.rounds, perSecond)),
+		atMost("Memory with "+n+" credentials, more than with one", 60, most.memory-one.memory, "%.0f MB"),
+		atMost("First read after Vault serves again, "+n+" credentials", 1000, ms(most.added.median), "%.0f ms"),
+		atMost("Tick that finds nothing due, 10,000 credentials", 50, tick.ns.median/1e6, "%.1f ms"),
+		atMost("Hot read in process", 2, hot.ns.median/1000, "%.2f µs"),
+		atMost("Hot read, allocations", 12, hot.allocs, "%.0f"),
+		atMost("Soak: memory in the last three tenths, in parts of the first three", 1.1, used(late)/used(early), "%.2f"),
+		atMost("Soak: goroutines at the end, in parts of those early", 1.1, float64(r.soak.goroutines[1])/float64(r.soak.goroutines[0]), "%.2f"),
+	}
+}
+
+// write makes the document and its chart.
+func (r *report) write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "benchmarks.svg"), []byte(r.chart()), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(r.document()), 0o600)
+}
+
+func (r *report) document() string {
+	var b strings.Builder
+	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	p(`# Benchmarks
+
+What a read of a token costs, beside other ways to serve one. Written by
+
+`+"```sh\nmake bench\n```"+`
+
+on %s: Vault %s, the plugin %s, %s, %s, %d processors (%s). Vault, the plugins, the readers and
+the stand-in for Autopay share them. The figures are of that machine; the ratios carry further.
+
+- Each plugin is mounted in one real Vault server (integrated storage, no TLS at its listener, log level warn, no audit device) and read
+  over HTTP by readers in a closed loop: each on a connection of its own that stays open, the next read when the answer is there.
+- %d rounds of %v for each row, after %v that are not counted. In each round every row has its turn, in an order that moves on from round
+  to round. A figure is the median of the rounds, with the least and the most in brackets; a ratio is taken within each round first.
+- The *ordinary plugin* ([acceptance/bench/floor](../acceptance/bench/floor/main.go)) is the least that a secrets engine on the SDK's framework can be. Its answers
+  have the same fields and the same size. An engine that keeps its token in storage pays one storage read or more for each read.
+- KV v1 lives inside Vault: it shows what the way to another process costs, whichever plugin is there.
+- The readers speak HTTP with a client of 60 lines, for they take processor time from what they measure. How much is in the tables.
+`, r.date.Format("2 January 2006"), r.vault, harness.PluginVersion, runtime.Version(), runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), processor(),
+		r.plan.rounds, r.plan.measure, r.plan.warm)
+	p("## Targets\n\n| what | should be | is | |\n|---|---|---|---|")
+	for _, w := range r.targets() {
+		p("| %s | %s | %s | %s |", w.what, w.want, w.got, map[bool]string{true: "met", false: "**missed**"}[w.met])
+	}
+	p("\nThose of the read rate are at 8 readers.\n\n## Reads side by side\n\n![Reads a second](benchmarks.svg)")
+	for _, side := range r.reads {
+		p("\n%s:\n", plural(side.readers, "reader"))
+		p("| | reads/s | p50 ms | p99 ms | the engine's rate, in parts of this | µs of processor time per read: Vault, plugin, reader |\n|---|---|---|---|---|---|")
+		for i, rounds := range side.results {
+			times := "–"
+			if i > 0 {
+				times = spread(ratio(side.results[0], rounds, perSecond), "%.2f")
+			}
+			p("| %s | %s | %s | %s | %s | %.0f, %.0f, %.0f |", r.subjects[i], spreadThousands(over(rounds, perSecond)),
+				spread(over(rounds, func(r round) float64 { return ms(r.p50) }), "%.2f"), spread(over(rounds, func(r round) float64 { return ms(r.p99) }), "%.2f"), times,
+				us(over(rounds, vaultTime).median), us(over(rounds, pluginTime).median), us(over(rounds, readersTime).median))
+		}
+	}
+	p("\n## Cold reads\n\nThe first read of a credential that was stored with `verify=false`, from an Autopay that takes %v, one after the other, %d in all: it takes\n"+
+		"%s ms longer than Autopay. Two writes to storage are in that (the ledger before the request, the token after it), on a disk.",
+		coldDelay, r.plan.cold, spreadMS(r.cold))
+	p("\n## Reads during a refresh\n\n%d readers of a token that is due every 6 s, from an Autopay that takes %v over each refresh; each refresh is compared with the time before\n"+
+		"and after it: p99 steady %s ms, during the refresh %s ms, ratio %s. The slowest of all reads took %.0f ms.",
+		r.refresh.readers, r.refresh.delay, spreadMS(r.refresh.steady), spreadMS(r.refresh.slow), spread(r.refresh.ratio, "%.2f"), ms(r.refresh.slowest))
+	p("\n## Many credentials, many mounts\n\nA server for each row, 8 readers that go through all credentials; the data is in memory where `/dev/shm` is. Memory is the plugin process's own\n" +
+		"(`RssAnon`) after the load. *First read* is from the unseal to the first token of any one credential, asked for every 2 ms; Vault's own\n" +
+		"part ends when it answers `auth/token/lookup-self`. *Tick* is the slowest periodic call that Vault's `vault.rollback.attempt` shows over all mounts.\n\n" +
+		"| mounts | credentials | reads/s | in parts of one credential's | memory MB | first read ms | of that, after Vault's own first answer | tick ms |\n|---|---|---|---|---|---|---|---|")
+	for _, sc := range r.scale {
+		tick := "none seen"
+		if sc.tick > 0 {
+			tick = fmt.Sprintf("%.1f", ms(sc.tick))
+		}
+		p("| %d | %s | %s | %s | %.1f | %s | %s | %s |", sc.mounts, thousands(float64(sc.names)), spreadThousands(over(sc.rounds, perSecond)),
+			spread(ratio(sc.rounds, r.scale[0].rounds, perSecond), "%.2f"), sc.memory, spreadMS(sc.unsealed), spreadMS(sc.added), tick)
+	}
+	p("\n## %v of load\n\n%d readers of %d credentials, each of which is due every 5 s: %s reads, %s refreshes. The goroutines of the plugin process, counted\n"+
+		"in its last words after a SIGQUIT: %d in a first process after %v, %d in the next one at the end.\n\n| after | reads/s | memory of the plugin MB | open files |\n|---|---|---|---|",
+		short(r.soak.took), r.soak.readers, r.soak.names, thousands(float64(r.soak.reads)), thousands(float64(r.soak.refreshes)),
+		r.soak.goroutines[0], min(30*time.Second, r.soak.took/10), r.soak.goroutines[1])
+	for _, m := range r.soak.parts {
+		p("| %s | %s | %.1f | %d |", short(m.at), thousands(m.rate), m.memory, m.openFiles)
+	}
+	p("\n## In process\n\n`make gobench`: the engine without Vault and without the way to it; storage and the stand-in for Autopay are in the process.\n\n" +
+		"| benchmark | µs | bytes | allocations |\n|---|---|---|---|")
+	for _, g := range r.inProcess {
+		p("| %s | %s | %s | %.0f |", g.name, spread(figure[float64]{g.ns.median / 1000, g.ns.least / 1000, g.ns.most / 1000}, "%.2f"), thousands(g.bytes), g.allocs)
+	}
+	eight := r.reads[1].results[0]
+	whole := us(over(eight, vaultTime).median + over(eight, pluginTime).median + over(eight, readersTime).median)
+	p("\nOf the %.0f µs of processor time that a read takes at 8 readers, that hot read is %.1f %%. The rest is Vault, gRPC and the readers.",
+		whole, r.benchmark("HotRead/credentials=1").ns.median/10/whole)
+	p("\n%s", profile)
+	return b.String()
+}
+
+// profile is what was found once; a run does not measure it again.
+const profile = "A profile of the plugin process (`perf record -g`, 8 readers) shows the rest of its time: the Go scheduler about 20 %, gRPC and\n" +
+	"HTTP/2 19 %, the SDK's handling of a request 12 %, garbage collection and stack growth 8 % each; the engine 2.6 %. With 64 readers\n" +
+	"the ratio to the ordinary plugin is lower, since its further call into Vault costs less where many are under way at once.\n" +
+	"Profile-guided optimisation changed the processor time of a read by 1 %, as much as the same build differs from itself (`TestBuilds`,\n" +
+	"which compares builds of the plugin that `BENCH_BUILDS` names), so there is no `default.pgo`."
+
+// chart is a group of bars for each number of readers. Its colours are read on white and on black.
+func (r *report) chart() string {
+	const (
+		width, left, right = 860, 250, 90
+		bar, gap, head     = 20, 5, 34
+	)
+	colours := []string{"#2f81f7", "#8b949e", "#8b949e", "#8b949e", "#a371f7"}
+	var most float64
+	for _, side := range r.reads {
+		for _, rounds := range side.results {
+			most = max(most, over(rounds, perSecond).most)
+		}
+	}
+	x := func(rate float64) float64 { return left + rate/most*(width-left-right) }
+	var b strings.Builder
+	y := 10
+	for _, side := range r.reads {
+		fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" font-weight=\"bold\">%s</text>\n", left, y+18, plural(side.readers, "reader"))
+		y += head
+		for i, rounds := range side.results {
+			rate := over(rounds, perSecond)
+			mid := y + bar/2
+			fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" text-anchor=\"end\">%s</text>\n", left-8, mid+5, r.subjects[i])
+			fmt.Fprintf(&b, "<rect x=\"%d\" y=\"%d\" width=\"%.1f\" height=\"%d\" fill=\"%s\"/>\n", left, y, x(rate.median)-left, bar, colours[i])
+			fmt.Fprintf(&b, "<path d=\"M%.1f %dH%.1fM%.1f %dv8M%.1f %dv8\" stroke=\"#d29922\" stroke-width=\"2\"/>\n", x(rate.least), mid, x(rate.most), x(rate.least), mid-4, x(rate.most), mid-4)
+			fmt.Fprintf(&b, "<text x=\"%.1f\" y=\"%d\">%s</text>\n", x(rate.most)+8, mid+5, thousands(rate.median))
+			y += bar + gap
+		}
+		y += gap
+	}
+	fmt.Fprintf(&b, "<text x=\"%d\" y=\"%d\" font-size=\"12\">Reads a second over HTTP: median of %d rounds, with the least and the most. Vault %s, %s.</text>\n",
+		8, y+16, r.plan.rounds, r.vault, plural(runtime.NumCPU(), "processor"))
+	return fmt.Sprintf("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" width=\"%d\" font-family=\"system-ui, sans-serif\" font-size=\"14\" fill=\"#7d8590\">\n"+
+		"<title>Reads a second, by number of readers</title>\n%s</svg>\n", width, y+28, width, b.String())
+}
+
+func spread(f figure[float64], format string) string {
+	return fmt.Sprintf(format+" ("+format+"–"+format+")", f.median, f.least, f.most)
+}
+
+func spreadMS(f figure[time.Duration]) string {
+	return spread(figure[float64]{ms(f.median), ms(f.least), ms(f.most)}, "%.1f")
+}
+
+func spreadThousands(f figure[float64]) string {
+	return fmt.Sprintf("%s (%s–%s)", thousands(f.median), thousands(f.least), thousands(f.most))
+}
+
+// thousands is a whole number with commas.
+func thousands(n float64) string {
+	text := fmt.Sprintf("%.0f", n)
+	for i := len(text) - 3; i > 0; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
+
+// short is a duration without zeros at its end: 10m, not 10m0s.
+func short(d time.Duration) string {
+	text := strings.TrimSuffix(d.Round(time.Second).String(), "m0s")
+	if text != d.Round(time.Second).String() {
+		text += "m"
+	}
+	return text
+}
+
+// processor is what the kernel calls it.
+func processor() string {
+	info, _ := os.ReadFile("/proc/cpuinfo") // without it the name is unknown
+	for line := range strings.Lines(string(info)) {
+		if name, ok := strings.CutPrefix(line, "model name"); ok {
+			return strings.TrimSpace(strings.TrimLeft(name, "\t :"))
+		}
+	}
+	return "unknown"
+}

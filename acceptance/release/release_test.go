@@ -1,0 +1,226 @@
+//go:build acceptance
+
+package release
+
+import (
+	"bytes"
+	"debug/elf"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/hashicorp/vault/api"
+
+	"vault-plugin-secrets-autopay/acceptance/harness"
+)
+
+// releaseBase is the prefix of the names of this platform's release files.
+var releaseBase = harness.PluginName + "_" + strings.TrimPrefix(sourceVersion(), "v") + "_" + runtime.GOOS + "_" + runtime.GOARCH
+
+// sourceVersion returns the version in the source.
+func sourceVersion() string {
+	source, err := os.ReadFile("../../version.go")
+	if err != nil {
+		return err.Error()
+	}
+	_, rest, _ := strings.Cut(string(source), "\nvar version = \"")
+	version, _, _ := strings.Cut(rest, "\"\n")
+	return version
+}
+
+// released builds this platform's part of a release, once for all tests.
+var released = sync.OnceValues(func() (string, error) {
+	dist := filepath.Join(harness.Dir, "dist")
+	cmd := exec.Command("../../scripts/release.sh")
+	cmd.Env = append(os.Environ(), "PLATFORMS="+runtime.GOOS+"/"+runtime.GOARCH, "DIST="+dist)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("release.sh: %w\n%s", err, out)
+	}
+	return dist, nil
+})
+
+// release returns the directory with the files of a release for this platform.
+func release(t *testing.T) string {
+	t.Helper()
+	dist, err := released()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dist
+}
+
+// TestReleaseFiles checks what scripts/release.sh made.
+func TestReleaseFiles(t *testing.T) {
+	t.Parallel()
+	dist := release(t)
+
+	t.Run("checksums", func(t *testing.T) {
+		var lines []string
+		for _, suffix := range []string{"", ".cdx.json", ".tar.gz"} {
+			lines = append(lines, harness.SHA256(harness.ReadFile(t, filepath.Join(dist, releaseBase+suffix)))+"  "+releaseBase+suffix+"\n")
+		}
+		if sums := string(harness.ReadFile(t, filepath.Join(dist, "SHA256SUMS"))); sums != strings.Join(lines, "") {
+			t.Errorf("SHA256SUMS is\n%swant\n%s", sums, strings.Join(lines, ""))
+		}
+		if sum := harness.SHA256(harness.ReadFile(t, filepath.Join(dist, releaseBase))); sum != harness.PluginSHA {
+			t.Errorf("make build makes another binary: %s, the release has %s", harness.PluginSHA, sum)
+		}
+	})
+	t.Run("archive", func(t *testing.T) {
+		dir := t.TempDir()
+		unpack(t, filepath.Join(dist, releaseBase+".tar.gz"), dir)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, entry := range entries {
+			names = append(names, entry.Name())
+		}
+		if want := []string{"CHANGELOG.md", "LICENSE", "README.md", "install.sh", harness.PluginName}; !slices.Equal(names, want) {
+			t.Errorf("it holds %v, want %v", names, want)
+		}
+		if !bytes.Equal(harness.ReadFile(t, filepath.Join(dir, harness.PluginName)), harness.ReadFile(t, filepath.Join(dist, releaseBase))) {
+			t.Error("its binary is not the bare one")
+		}
+	})
+	t.Run("static and stripped", func(t *testing.T) {
+		if runtime.GOOS != "linux" {
+			return // only Linux has ELF files
+		}
+		binary, err := elf.Open(filepath.Join(dist, releaseBase))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer binary.Close()
+		for _, segment := range binary.Progs {
+			if segment.Type == elf.PT_INTERP || segment.Type == elf.PT_DYNAMIC {
+				t.Errorf("it has a segment %v: it needs libraries", segment.Type)
+			}
+		}
+		if binary.Section(".symtab") != nil || binary.Section(".debug_info") != nil {
+			t.Error("it is not stripped")
+		}
+	})
+	t.Run("bill of materials", func(t *testing.T) {
+		var bom struct {
+			BOMFormat    string
+			SerialNumber string
+			Metadata     struct {
+				Timestamp  string
+				Tools      []map[string]any
+				Component  struct{ Name, Version string }
+				Properties []struct{ Name, Value string }
+			}
+			Components []struct {
+				Name, Version string
+				Hashes        []map[string]any
+			}
+		}
+		if err := json.Unmarshal(harness.ReadFile(t, filepath.Join(dist, releaseBase+".cdx.json")), &bom); err != nil {
+			t.Fatal(err)
+		}
+		if bom.BOMFormat != "CycloneDX" || bom.Metadata.Component.Name != harness.PluginName || bom.Metadata.Component.Version != harness.PluginVersion {
+			t.Errorf("it is a %s of %+v", bom.BOMFormat, bom.Metadata.Component)
+		}
+		if bom.SerialNumber != "" || bom.Metadata.Timestamp != "" || len(bom.Metadata.Tools) != 1 || bom.Metadata.Tools[0]["hashes"] != nil {
+			t.Errorf("nobody else can make it: %q, %q, %v", bom.SerialNumber, bom.Metadata.Timestamp, bom.Metadata.Tools)
+		}
+		found := map[string]string{}
+		for _, c := range bom.Components {
+			found[c.Name] = c.Version
+			if c.Name == "github.com/hashicorp/vault/sdk" && len(c.Hashes) == 0 {
+				t.Error("modules have no checksums")
+			}
+		}
+		if !strings.HasPrefix(found["github.com/hashicorp/vault/sdk"], "v") || found["std"] != runtime.Version() {
+			t.Errorf("it holds %v", found)
+		}
+		sum := ""
+		for _, property := range bom.Metadata.Properties {
+			if property.Name == "cdx:gomod:binary:hash:SHA-256" {
+				sum = property.Value
+			}
+		}
+		if sum != harness.PluginSHA {
+			t.Errorf("it is of the binary %q, want %s", sum, harness.PluginSHA)
+		}
+	})
+}
+
+// TestReleaseVersion finds the same version everywhere, and shows that Vault
+// registers the binary under no other version.
+func TestReleaseVersion(t *testing.T) {
+	t.Parallel()
+	binary := filepath.Join(release(t), releaseBase) // whose name has the version of the source
+	out, err := exec.CommandContext(t.Context(), binary, "-version").Output()
+	if err != nil || strings.TrimSpace(string(out)) != sourceVersion() {
+		t.Errorf("-version prints %q (%v), want %s", out, err, sourceVersion())
+	}
+
+	s := harness.StartVault(t)
+	err = s.Register(harness.PluginName, harness.SHA256(harness.ReadFile(t, binary)), "v9.9.9")
+	if err == nil || !strings.Contains(err.Error(), "reported version ("+sourceVersion()+")") {
+		t.Errorf("registered as v9.9.9: %v", err)
+	}
+	if err := s.Register(harness.PluginName, harness.SHA256(harness.ReadFile(t, binary)), sourceVersion()); err != nil {
+		t.Fatal(err)
+	}
+	err = s.Root().Sys().MountWithContext(t.Context(), "autopay", &api.MountInput{Type: harness.PluginName, Config: api.MountConfigInput{PluginVersion: sourceVersion()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := s.Root().Sys().ListMountsWithContext(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at := mounts["autopay/"]; at.RunningVersion != sourceVersion() || at.PluginVersion != sourceVersion() {
+		t.Errorf("Vault runs %s, registered %s, want %s", at.RunningVersion, at.PluginVersion, sourceVersion())
+	}
+	m := harness.Mount{Server: s, At: "autopay"}
+	m.MustWrite(t, "config", harness.StartAutopay(t).NewCredential().Config())
+	if now := m.Read(t, "status").Data["plugin_version"]; now != sourceVersion() {
+		t.Errorf("status says %v, want %s", now, sourceVersion())
+	}
+	if _, _, text := m.Scrape(t, m.RootToken); !strings.Contains(text, `autopay_build_info{version="`+sourceVersion()+`"} 1`) {
+		t.Error("the metrics say another version")
+	}
+}
+
+// TestReleaseRefuses builds a release in clones with a wrong tag or with changes.
+func TestReleaseRefuses(t *testing.T) {
+	t.Parallel()
+	script := harness.ReadFile(t, "../../scripts/release.sh")
+	for name, test := range map[string]struct{ tag, want string }{
+		"another version": {"v9.9.9", "the tag of this commit is v9.9.9, the version in version.go is " + sourceVersion()},
+		"changed files":   {sourceVersion(), "has changes of its own"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			clone := filepath.Join(t.TempDir(), "clone")
+			for _, args := range [][]string{{"clone", "-q", "--no-tags", "../..", clone}, {"-C", clone, "tag", "--no-sign", test.tag}} {
+				if out, err := exec.CommandContext(t.Context(), "git", args...).CombinedOutput(); err != nil {
+					t.Fatalf("git %v: %v\n%s", args, err, out)
+				}
+			}
+			// The script as it is here, with a change.
+			harness.WriteFile(t, filepath.Join(clone, "scripts/release.sh"), append(script, '\n'), 0o755)
+			cmd := exec.CommandContext(t.Context(), filepath.Join(clone, "scripts/release.sh"))
+			cmd.Env = append(os.Environ(), "PLATFORMS=none/none") // a build that starts anyway soon ends
+			out, err := cmd.CombinedOutput()
+			if err == nil || !strings.Contains(string(out), test.want) {
+				t.Errorf("it ends with %v and says\n%s", err, out)
+			}
+			if _, err := os.Stat(filepath.Join(clone, "dist")); err == nil {
+				t.Error("it built something")
+			}
+		})
+	}
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"errors"
+	"strings"
+	"time"
+	_ "time/tzdata" // time zones, on hosts that have none
+
+	"github.com/robfig/cron/v3"
+)
+
+const (
+	// scheduleMinDelay is how far away a scheduled time must be at least.
+	scheduleMinDelay = 5 * time.Second
+	// scheduleRotations is how many rotations are looked at to see whether a
+	// schedule has gaps: more than a year of 24 h tokens.
+	scheduleRotations = 1000
+)
+
+// parseSchedule reads a rotation_schedule: a cron expression with five fields, in
+// UTC unless it begins with CRON_TZ=Area/City. The error names the rule.
+func parseSchedule(text string) (*cron.SpecSchedule, error) {
+	zone := time.UTC
+	if named, found := strings.CutPrefix(text, "CRON_TZ="); found {
+		name, rest, _ := strings.Cut(named, " ")
+		location, err := time.LoadLocation(name)
+		if err != nil || name == "" || name == "Local" {
+			return nil, errors.New("rotation_schedule must name a known time zone, such as CRON_TZ=Europe/Oslo")
+		}
+		zone, text = location, rest
+	}
+	var schedule *cron.SpecSchedule
+	if !strings.Contains(text, "=") { // the parser knows more prefixes, and panics on some
+		parsed, _ := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow).Parse(text)
+		schedule, _ = parsed.(*cron.SpecSchedule)
+	}
+	if schedule == nil {
+		return nil, errors.New(`rotation_schedule must be a cron expression with five fields, such as "0 3,15 * * *" or "CRON_TZ=Europe/Oslo 0 3,15 * * *"`)
+	}
+	schedule.Location = zone
+	if schedule.Next(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).IsZero() {
+		return nil, errors.New("rotation_schedule must name a time that exists")
+	}
+	return schedule, nil
+}
+
+// scheduledRotation returns when a token with this lifetime, obtained at a time, is
+// to be replaced: at the latest scheduled time that is neither too close nor past
+// 90 % of the lifetime. It returns zero if there is none.
+func scheduledRotation(schedule cron.Schedule, obtained time.Time, lifetime time.Duration) time.Time {
+	first, last := obtained.Add(scheduleMinDelay), obtained.Add(lifetime*9/10)
+	// A cron expression can only be read forwards. Look at the end of the span
+	// first, then at twice as much of it, and so on.
+	for span := time.Minute; ; span *= 2 {
+		from := last.Add(-span)
+		if from.Before(first) {
+			from = first
+		}
+		var latest time.Time
+		for t := schedule.Next(from.Add(-time.Second)); !t.IsZero() && !t.After(last); t = schedule.Next(t) {
+			if !t.Before(from) {
+				latest = t
+			}
+		}
+		if !latest.IsZero() || !from.After(first) {
+			return latest
+		}
+	}
+}
+
+// scheduleGap returns the first scheduled rotation after a time that has no other
+// within 90 % of a token's lifetime; zero if there is none in the next year or so.
+func scheduleGap(schedule cron.Schedule, from time.Time, lifetime time.Duration) time.Time {
+	t := schedule.Next(from)
+	for range scheduleRotations {
+		next := scheduledRotation(schedule, t, lifetime)
+		if next.IsZero() {
+			return t
+		}
+		t = next
+	}
+	return time.Time{}
+}

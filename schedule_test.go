@@ -1,0 +1,204 @@
+package main
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+func TestParseSchedule(t *testing.T) {
+	t.Parallel()
+	const five, zone, never = "must be a cron expression with five fields", "must name a known time zone", "must name a time that exists"
+	for text, says := range map[string]string{
+		"0 3 * * *":                               "",
+		"*/15 1-5 * JAN-MAR mon,thu":              "",
+		"CRON_TZ=Europe/Oslo 0 3,15 * * *":        "",
+		"CRON_TZ=UTC 0 3 * * *":                   "",
+		"0 0 29 2 *":                              "",
+		"":                                        five,
+		"0 3 * *":                                 five,
+		"0 0 3 * * *":                             five, // with seconds
+		"60 3 * * *":                              five,
+		"@daily":                                  five,
+		"@every 1h":                               five,
+		"TZ=Europe/Oslo 0 3 * * *":                five,
+		"CRON_TZ=Europe/Oslo":                     five,
+		"CRON_TZ=Europe/Oslo TZ=UTC 0 3 * * *":    five,
+		"CRON_TZ= 0 3 * * *":                      zone,
+		"CRON_TZ=Local 0 3 * * *":                 zone, // whatever the server's is
+		"CRON_TZ=Europe/Atlantis 0 3 * * *":       zone,
+		"CRON_TZ=../../etc/passwd 0 3 * * *":      zone,
+		"0 0 31 2 *":                              never,
+		"CRON_TZ=Europe/Oslo 0 3 30 2 *":          never,
+		"0 3 * * * " + strings.Repeat("1 ", 2000): five,
+	} {
+		t.Run(text, func(t *testing.T) {
+			t.Parallel()
+			schedule, err := parseSchedule(text)
+			switch {
+			case says == "" && err != nil:
+				t.Error(err)
+			case says != "" && (err == nil || !strings.Contains(err.Error(), says)):
+				t.Errorf("got %v, %v, want an error that says %q", schedule, err, says)
+			}
+		})
+	}
+}
+
+func TestScheduledRotation(t *testing.T) {
+	t.Parallel()
+	const day = 24 * time.Hour
+	for name, test := range map[string]struct {
+		schedule, obtained string
+		lifetime           time.Duration
+		want               string // "": none
+	}{
+		"the latest of two":                 {"0 3,15 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T03:00:00Z"},
+		"the later one is in reach":         {"0 3,12 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T12:00:00Z"},
+		"exactly at 90 % of the lifetime":   {"36 13 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T13:36:00Z"},
+		"a minute past it":                  {"37 13 * * *", "2026-01-05T16:00:00Z", day, ""},
+		"exactly 5 s away":                  {"0 16 * * *", "2026-01-05T15:59:55Z", day, "2026-01-05T16:00:00Z"},
+		"4 s away":                          {"0 16 * * *", "2026-01-05T15:59:56Z", day, ""},
+		"a gap at the weekend":              {"0 3,15 * * mon-fri", "2026-01-09T15:00:02Z", day, ""},
+		"every minute of ten years":         {"* * * * *", "2026-01-05T16:00:00Z", maxLifetime * time.Second, "2035-01-03T16:00:00Z"},
+		"once in ten years":                 {"0 0 29 2 *", "2026-01-05T16:00:00Z", maxLifetime * time.Second, "2032-02-29T00:00:00Z"},
+		"a lifetime of seconds":             {"* * * * *", "2026-01-05T16:00:50Z", 20 * time.Second, "2026-01-05T16:01:00Z"},
+		"a lifetime below the shortest":     {"* * * * *", "2026-01-05T16:00:55Z", 5 * time.Second, ""},
+		"in winter time":                    {"CRON_TZ=Europe/Oslo 0 3 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T02:00:00Z"},
+		"in summer time":                    {"CRON_TZ=Europe/Oslo 0 3 * * *", "2026-07-05T16:00:00Z", day, "2026-07-06T01:00:00Z"},
+		"a time that the clock skips":       {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-03-28T16:00:00Z", day, ""},
+		"and the other one of that day":     {"CRON_TZ=Europe/Oslo 30 2,14 * * *", "2026-03-28T16:00:00Z", day, "2026-03-29T12:30:00Z"},
+		"a time that comes twice":           {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-10-24T16:00:00Z", day, "2026-10-25T01:30:00Z"}, // the second
+		"the second of it is out of reach":  {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-10-24T16:00:00Z", 10 * time.Hour, "2026-10-25T00:30:00Z"},
+		"between the two":                   {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-10-25T00:40:00Z", day, "2026-10-25T01:30:00Z"},
+		"a zone with an offset of minutes":  {"CRON_TZ=Asia/Kathmandu 0 3 * * *", "2026-01-05T16:00:00Z", day, "2026-01-05T21:15:00Z"},
+		"the first of the month, in reach":  {"0 0 1 * *", "2026-01-31T20:00:00Z", day, "2026-02-01T00:00:00Z"},
+		"the first of the month, far away":  {"0 0 1 * *", "2026-01-05T20:00:00Z", day, ""},
+		"day of month or weekday, as usual": {"0 3 13 * fri", "2026-01-08T20:00:00Z", day, "2026-01-09T03:00:00Z"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			schedule, err := parseSchedule(test.schedule)
+			if err != nil {
+				t.Fatal(err)
+			}
+			obtained, err := time.Parse(time.RFC3339, test.obtained)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if at := scheduledRotation(schedule, obtained, test.lifetime); !at.IsZero() {
+				got = at.UTC().Format(time.RFC3339)
+			}
+			if got != test.want {
+				t.Errorf("got %s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+func TestScheduleGap(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{ // for 24 h tokens, from 2026 on
+		"0 3,15 * * *":                      "",
+		"*/5 * * * *":                       "",
+		"0 3 * * *":                         "2026-01-01T03:00:00Z",
+		"0 3,15 * * mon-fri":                "2026-01-02T15:00:00Z", // the first Friday
+		"CRON_TZ=Europe/Oslo 30 2,14 * * *": "2026-03-28T13:30:00Z", // 02:30 does not exist the day after
+		"CRON_TZ=Europe/Oslo 30 4,16 * * *": "",
+	} {
+		t.Run(text, func(t *testing.T) {
+			t.Parallel()
+			schedule, err := parseSchedule(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if at := scheduleGap(schedule, time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), 24*time.Hour); !at.IsZero() {
+				got = at.UTC().Format(time.RFC3339)
+			}
+			if got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestRotationSchedule lives three days with a schedule: tokens are replaced at
+// the scheduled second, consumers see the usual fields, and the schedule survives
+// a restart.
+func TestRotationSchedule(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default", "rotation_schedule", "0 3,15 * * *")
+		got := e.token("token")
+		if got["rotation_period"] != int64(15*3600) || got["ttl"] != int64(15*3600) || got["rotation_schedule"] != nil {
+			t.Errorf("%v, want the time until 15:00 as rotation_period and ttl, and no rotation_schedule", got)
+		}
+		for _, rotated := range []string{"2000-01-01T15:00:00Z", "2000-01-02T03:00:00Z", "2000-01-02T15:00:00Z"} {
+			at, _ := time.Parse(time.RFC3339, rotated)
+			e.restart()
+			if next := e.status("status"); next["next_rotation"] != rotated || next["next_rotation_reason"] != "schedule" {
+				t.Errorf("%v, want %s by the schedule", next, rotated)
+			}
+			time.Sleep(time.Until(at) + time.Second) // as a consumer does, ttl and a second
+			if last := e.token("token")["last_vault_rotation"]; last != rotated {
+				t.Errorf("replaced at %v, want %s", last, rotated)
+			}
+		}
+		e.wantRequests(4)
+	})
+}
+
+// TestRotationScheduleOfConfig is what a config write makes of a schedule.
+func TestRotationScheduleOfConfig(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default", "rotation_period", "8h")
+		both := map[string]any{"rotation_period": 3600, "rotation_schedule": "0 3,15 * * *"}
+		if resp, err := e.write("config", both); code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "exclude each other") {
+			t.Errorf("both: %v %v, want a 400", resp, err)
+		}
+		for _, test := range []struct {
+			data     map[string]any
+			schedule string
+			period   int64
+			warns    string
+			reason   string
+		}{
+			{map[string]any{"rotation_schedule": "0 3,15 * * *"}, "0 3,15 * * *", 0, "", "schedule"},
+			{map[string]any{"rotation_schedule": "0 3,15 * * *", "rotation_period": 0}, "0 3,15 * * *", 0, "", "schedule"}, // Terraform, again
+			{map[string]any{"rotation_period": 0}, "0 3,15 * * *", 0, "", "schedule"},
+			{map[string]any{"rotation_period": "2h"}, "", 7200, "", "period"},
+			{map[string]any{"rotation_schedule": ""}, "", 7200, "", "period"},
+			{map[string]any{"rotation_period": "23h"}, "", 82800, "", "lifetime"}, // 90 % of it are less
+			{map[string]any{"rotation_schedule": "0 20 * * *"}, "0 20 * * *", 0, "after 2000-01-01T20:00:00Z: a token obtained then is replaced at three quarters", "schedule"},
+			{map[string]any{"rotation_schedule": "0 23 * * *"}, "0 23 * * *", 0, "no time within 90 % of the token's lifetime of 24h0m0s", "lifetime"},
+			{map[string]any{"rotation_schedule": "", "rotation_period": 0}, "", 0, "", "lifetime"},
+		} {
+			resp, err := e.write("config", test.data)
+			if err != nil || resp.IsError() {
+				t.Fatal(test.data, resp, err)
+			}
+			warned := ""
+			if resp != nil {
+				warned = strings.Join(resp.Warnings, "; ")
+			}
+			if (warned != "") != (test.warns != "") || !strings.Contains(warned, test.warns) {
+				t.Errorf("%v: warning %q, want %q", test.data, warned, test.warns)
+			}
+			config, reason := e.status("config"), e.status("status")["next_rotation_reason"]
+			if config["rotation_schedule"] != test.schedule || config["rotation_period"] != test.period || reason != test.reason {
+				t.Errorf("%v: schedule %q, period %v, reason %v", test.data, config["rotation_schedule"], config["rotation_period"], reason)
+			}
+		}
+		synctest.Wait()
+		e.wantRequests(1) // none of this costs a token
+	})
+}

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Checks the code, the scripts, the workflows and that each go.mod is tidy.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+echo "lint: golangci-lint, with go vet and gofumpt (its first build takes a minute or two)"
+go tool -modfile=tools/go.mod golangci-lint run ./...
+
+echo "lint: shellcheck"
+type -P shellcheck >/dev/null || {
+  echo "lint: shellcheck is not installed; on Debian: apt-get install shellcheck" >&2
+  exit 1
+}
+shellcheck .ci/run scripts/*.sh examples/*/*.sh
+
+echo "lint: actionlint"
+go tool -modfile=tools/release/go.mod actionlint
+
+echo "lint: go.mod is tidy"
+for module in . tools tools/release acceptance/consumers/{manifests,prometheus,terraform,consultemplate}; do
+  go -C "$module" mod tidy -diff
+done
+go -C acceptance/consumers/consultemplate mod tidy -diff -modfile=newest.mod
