@@ -175,14 +175,13 @@ func compareParameters(t *testing.T, title, text string, path *framework.Path, o
 	}
 }
 
-// TestDocsREADME holds the tables of README.md against the schemas.
+// TestDocsREADME holds the table of README.md against the schema.
 func TestDocsREADME(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
 	readme := readDocument(t, "README.md")
 	for title, want := range map[string]map[string]*framework.FieldSchema{
 		"Configuration": e.Route("config").Fields,
-		"The token":     tokenFields(),
 	} {
 		var got []string
 		for _, row := range rows(readme[title]) {
