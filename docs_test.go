@@ -175,7 +175,7 @@ func compareParameters(t *testing.T, title, text string, path *framework.Path, o
 	}
 }
 
-// TestDocsREADME holds the table of README.md against the schema.
+// TestDocsREADME holds the tables of README.md against the schemas.
 func TestDocsREADME(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
