@@ -23,10 +23,12 @@ esac
 # say_missing names the tools whose tests will be skipped, because go test shows nothing of a skipped test.
 say_missing() {
   local tool
-  for tool in node python3 curl jq; do
-    type -P "$tool" >/dev/null || echo "acceptance: $tool is not installed, so its example will NOT RUN (on Debian: apt-get install nodejs python3 curl jq)" >&2
+  for tool in node javac curl jq; do
+    type -P "$tool" >/dev/null || echo "acceptance: $tool is not installed, so its example will NOT RUN (on Debian: apt-get install nodejs default-jdk-headless curl jq)" >&2
   done
-  type -P terraform >/dev/null || echo "acceptance: terraform is not installed, so its example will NOT RUN, only the API calls that it makes" >&2
+  python3 -c 'import hvac, requests' 2>/dev/null || /usr/bin/python3 -c 'import hvac, requests' 2>/dev/null ||
+    echo "acceptance: Python's hvac is not installed, so its example will NOT RUN (on Debian: apt-get install python3-hvac python3-requests)" >&2
+  type -P terraform >/dev/null || echo "acceptance: terraform is not installed, so its examples will NOT RUN, only the API calls that it makes" >&2
 }
 
 suite() {
