@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds a program from a published Go module and prints its path on stdout; everything else goes to stderr.
+# Builds a program from a published Go module and prints its path to stdout, and messages to stderr.
 # The program is cached outside the checkout.
 #
 #   scripts/published.sh NAME MODULE DIRECTORY DURATION PACKAGE [FLAG...]
@@ -22,18 +22,18 @@ version=$(awk -v module="$module" '{ for (i = 1; i < NF; i++) if ($i == module &
 [ -n "$version" ] || die "no version of $module in $directory/go.mod"
 flags=("${@//VERSION/v$version}")
 
-# A changed recipe is another binary. git does the hashing: it is there wherever a checkout is.
+# A changed recipe makes another binary. git computes the hash, because every checkout has git.
 recipe=$({ cat go.mod go.sum && printf '%s\n' "${flags[@]}"; } | git hash-object --stdin)
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/vault-plugin-secrets-autopay/$name-$version-${recipe:0:8}"
 binary="$cache/$name"
 mkdir -p "$cache"
 
-# One build serves all who ask at the same time. Without flock each builds its own, and the last mv wins.
+# With flock, concurrent runs share one build. Without it, each builds its own, and the last mv wins.
 if [ ! -x "$binary" ] && type -P flock >/dev/null; then
   exec 9>"$cache/lock"
   if ! flock -n 9; then
-    say "$name: another build of $version is under way; waiting for it"
+    say "$name: another build of $version is running; waiting for it"
     flock 9
   fi
 fi
@@ -44,8 +44,8 @@ if [ -x "$binary" ]; then
   exit 0
 fi
 
-say "$name: building $version from source: $duration on 2 cores the first time (plus the download),"
-say "       cached afterwards in $cache"
+say "$name: building $version from source, which takes $duration on 2 cores plus the download;"
+say "       it is then cached in $cache"
 
 build=
 new="$binary.$$.new"
@@ -63,7 +63,7 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 SECONDS=0
-set -m # a process group of its own, so that Ctrl-C ends the compilers too
+set -m # a process group of its own, so that Ctrl-C stops the compilers too
 CGO_ENABLED=0 go build "${flags[@]}" -o "$new" "$package" >"$log" 2>&1 9>&- </dev/null &
 build=$!
 set +m

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Prints the path of a Vault binary on stdout; everything else goes to stderr.
+# Prints the path of a Vault binary to stdout, and messages to stderr.
 #
-#   scripts/vault.sh         the server that acceptance/vault pins, built when the cache has none
-#   scripts/vault.sh --any   a vault already on PATH serves as well
+#   scripts/vault.sh         the version that acceptance/vault pins, built if it is not in the cache
+#   scripts/vault.sh --any   the vault on PATH, if there is one
 #
 # VAULT_BIN=/path/to/vault overrides both.
 set -euo pipefail
@@ -17,7 +17,7 @@ any=
 case "${1-}" in
   '') ;;
   --any) any=1 ;;
-  *) die "unknown option $1 (there is only --any)" ;;
+  *) die "unknown option $1; the only option is --any" ;;
 esac
 
 if [ -n "${VAULT_BIN-}" ]; then
@@ -36,10 +36,10 @@ if [ -n "$any" ] && found=$(type -P vault); then
     printf '%s\n' "$found"
     exit 0
   fi
-  say "Vault: $found on PATH does not answer 'vault version' as Vault does; not using it"
+  say "Vault: ignoring $found on PATH, because 'vault version' does not print a version of Vault"
 fi
 
-# -tags minimal: a quarter of the time and size of the full server, with all that the
-# demo and the tests need: server, agent, CLI, raft storage, external plugins.
+# -tags minimal takes a quarter of the time and size, and has everything that the demo and the tests need:
+# server, agent, CLI, raft storage, external plugins.
 exec "$(dirname "${BASH_SOURCE[0]}")/published.sh" vault github.com/hashicorp/vault acceptance/vault "about 4 minutes" \
   github.com/hashicorp/vault -tags minimal -trimpath -ldflags '-s -w'
