@@ -41,8 +41,7 @@ func startCluster(t *testing.T) *cluster {
 	}
 	t.Setenv("PATH", programs+string(os.PathListSeparator)+os.Getenv("PATH"))
 
-	// Not t.TempDir(): the path of a socket must be short.
-	dir, err := os.MkdirTemp("", "kube")
+	dir, err := os.MkdirTemp("", "kube") //nolint:usetesting // the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)
 	}

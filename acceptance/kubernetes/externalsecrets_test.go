@@ -22,6 +22,7 @@ const secretWithin = time.Minute
 // runsExternalSecrets runs the operator on its example and replaces the token
 // once. The Secret must hold the current token and nothing else.
 func (c *cluster) runsExternalSecrets(t *testing.T, m harness.Mount, replace func()) {
+	t.Helper()
 	out, err := exec.CommandContext(t.Context(), "go", "-C", "externalsecrets", "list", "-m", "-f", "{{.Dir}}",
 		"github.com/external-secrets/external-secrets").Output()
 	if err != nil {

@@ -110,6 +110,7 @@ func (c *cluster) login(t *testing.T, vault *harness.Server, role, account strin
 // refusesOthers shows that Vault asks the API server whom a token belongs to,
 // and what it is for.
 func (c *cluster) refusesOthers(t *testing.T, vault *harness.Server) {
+	t.Helper()
 	c.must(t, "", "create", "serviceaccount", "other", "--namespace=shop")
 	for _, test := range []struct {
 		name, account string

@@ -48,18 +48,23 @@ func (c *cluster) define(t *testing.T) {
 var logins = map[string]struct{ object, fields string }{
 	"agent-injector.yaml": {"deployment/shop", `{.spec.template.metadata.annotations.vault\.hashicorp\.com/role} ` +
 		`{.spec.template.spec.serviceAccountName} {.spec.template.spec.volumes[0].projected.sources[0].serviceAccountToken.audience}`},
-	"vault-secrets-operator.yaml": {"vaultauths.secrets.hashicorp.com/shop",
-		`{.spec.kubernetes.role} {.spec.kubernetes.serviceAccount} {.spec.kubernetes.audiences[0]}`},
+	"vault-secrets-operator.yaml": {
+		"vaultauths.secrets.hashicorp.com/shop",
+		`{.spec.kubernetes.role} {.spec.kubernetes.serviceAccount} {.spec.kubernetes.audiences[0]}`,
+	},
 	// The driver asks for a token of the pod's account.
 	"csi.yaml": {"secretproviderclass/autopay-token", `{.spec.parameters.roleName} shop {.spec.parameters.audience}`},
-	"external-secrets.yaml": {"vaultdynamicsecrets.generators.external-secrets.io/autopay-token",
+	"external-secrets.yaml": {
+		"vaultdynamicsecrets.generators.external-secrets.io/autopay-token",
 		`{.spec.provider.auth.kubernetes.role} {.spec.provider.auth.kubernetes.serviceAccountRef.name} ` +
-			`{.spec.provider.auth.kubernetes.serviceAccountRef.audiences[0]}`},
+			`{.spec.provider.auth.kubernetes.serviceAccountRef.audiences[0]}`,
+	},
 }
 
 // takesManifests applies each file, and shows that the login it describes reads
 // the token and nothing else.
 func (c *cluster) takesManifests(t *testing.T, m harness.Mount) {
+	t.Helper()
 	files, err := filepath.Glob(filepath.Join(examples, "*.yaml"))
 	if err != nil || len(files) < 3 {
 		t.Fatalf("%v, %v, want at least 3 files", files, err)
