@@ -98,15 +98,6 @@ func TestConfigRefusesBadFields(t *testing.T) {
 	}
 }
 
-func testCA(t *testing.T) string {
-	t.Helper()
-	_, ca, err := autopaysim.SelfSigned()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(ca)
-}
-
 func TestConfigCreationNeedsIDAndSecret(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
@@ -147,4 +138,36 @@ func TestConfigNames(t *testing.T) {
 	if err != nil || !slices.Equal(resp.Data["keys"].([]string), []string{"Oslo_2", "a", "no.oslo-1", strings.Repeat("x", 128)}) {
 		t.Errorf("list: %v %v", resp, err)
 	}
+}
+
+// TestAnotherSpellingIsAChange spells the stored token_url in other ways: each is a
+// change, and must bring client_secret.
+func TestAnotherSpellingIsAChange(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	ca := testCA(t)
+	e.configure("default", "ca_cert", ca)
+	e.wantUnchanged(func() {
+		for _, data := range []map[string]any{
+			{"token_url": "https://api-auth.autopay.io/oauth/other"},
+			{"token_url": "https://api-auth.autopay.io:443/oauth/token"},
+			{"token_url": "https://api-auth.autopay.io./oauth/token"},
+			{"token_url": "https://api-auth.autopay.io/oauth/token?a=b"},
+			{"token_url": "https://API-AUTH.autopay.io/oauth/token"},
+			{"token_url": "https://api-auth.autopay.io/oauth/../oauth/token"},
+			{"ca_cert": ""},
+			{"ca_cert": ca + ca},
+			{"ca_cert": ca + "\n"},
+			{"ca_cert": testCA(t), "Client_Secret": testSecret},
+		} {
+			for _, verify := range []bool{true, false} {
+				data["verify"] = verify
+				resp, err := e.write("config", data)
+				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "must bring client_secret") {
+					t.Errorf("%v: %v %v", data, resp, err)
+				}
+			}
+		}
+	})
+	e.wantRequests(1)
 }

@@ -16,29 +16,9 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// wantUnchanged checks that what act does leaves the stored credential and the token as they were.
-func (e *engine) wantUnchanged(act func()) {
-	e.t.Helper()
-	config, token := e.status("config"), e.token("token")
-	stored, _ := e.storage.InmemStorage.Get(e.t.Context(), configPrefix+"default")
-	act()
-	delete(token, "ttl")
-	now := e.token("token")
-	delete(now, "ttl")
-	if !maps.Equal(now, token) {
-		e.t.Errorf("the token changed: %v", now)
-	}
-	if now := e.status("config"); !maps.Equal(now, config) {
-		e.t.Errorf("the config changed: %v, was %v", now, config)
-	}
-	if after, _ := e.storage.InmemStorage.Get(e.t.Context(), configPrefix+"default"); string(after.Value) != string(stored.Value) {
-		e.t.Error("the stored credential changed")
-	}
-}
-
 func TestConfigUpdate(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "rotation_period", "8h")
 		token := e.token("token")["access_token"]
@@ -130,9 +110,21 @@ func TestConfigUnknownFieldIsWarnedOf(t *testing.T) {
 	}
 }
 
+func TestNameInTheBodyIsRefused(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.configure("default")
+	e.wantUnchanged(func() {
+		resp, err := e.write("config", map[string]any{"name": "oslo", "rotation_period": 3600})
+		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to config/NAME on this mount") {
+			t.Errorf("got %v %v", resp, err)
+		}
+	})
+}
+
 func TestConfigDelete(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default")
 		for range 2 { // deleting what is not there is a 204 too

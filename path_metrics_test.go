@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -82,7 +83,7 @@ func (e *engine) metricsHold(when string, want map[string]float64) {
 
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour, Clients: map[string]string{testID: testSecret, "other": testSecret}})
 		now := float64(time.Now().Unix())
 		if got := e.scrape(); len(got) != 1 || got[`autopay_build_info{version="`+version+`"}`] != 1 {
@@ -222,6 +223,16 @@ func TestMetricsOfADamagedCredential(t *testing.T) {
 	})
 }
 
+// TestMetricsAreTheActiveNodes: a standby without readers has old ones.
+func TestMetricsAreTheActiveNodes(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+	if _, err := e.read("metrics"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+		t.Errorf("got %v, want read-only, so that Vault passes it on", err)
+	}
+}
+
 func TestMetricsHistogram(t *testing.T) {
 	t.Parallel()
 	n := new(counters)
@@ -247,7 +258,7 @@ func TestMetricsHistogram(t *testing.T) {
 // that of a slow storage, and a token that came too late as no success.
 func TestMetricsOfExchanges(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
 		e.storage.putTakes.Store(int64(5 * time.Second))
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})

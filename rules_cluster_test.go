@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,50 +66,47 @@ func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 		maps.Copy(test.want, map[string]outcome{"read status": same(ok), "read config": same(ok)}) // on every node
 		for what, want := range test.want {
 			for name2, want := range map[string]string{"has": want.has, "none": want.none} {
-				t.Run(fmt.Sprintf("%s, %s, %s", name, what, name2), func(t *testing.T) {
-					t.Parallel()
-					synctest.Test(t, func(t *testing.T) {
-						e := newEngine(t, autopaysim.Options{})
-						e.configure("has")
-						e.configure("none", "verify", false)
-						time.Sleep(time.Hour)
-						e.clean(t.Context())
-						e.view.state.Store(uint32(test.state))
-						e.storage.failWith(func(op, key string) error {
-							if op != "get" && op != "list" && slices.ContainsFunc(test.readOnly, func(p string) bool { return strings.HasPrefix(key, p) }) {
-								return errors.New(logical.ErrReadOnly.Error()) // as it crosses the plugin boundary
-							}
-							return nil
-						})
-						e.start()
-						op, path, _ := strings.Cut(what, " ")
-						var data map[string]any
-						if what == "update config" {
-							data = map[string]any{"rotation_period": "1h"}
+				runInBubble(t, fmt.Sprintf("%s, %s, %s", name, what, name2), func(t *testing.T) {
+					e := newEngine(t, autopaysim.Options{})
+					e.configure("has")
+					e.configure("none", "verify", false)
+					time.Sleep(time.Hour)
+					e.clean(t.Context())
+					e.view.state.Store(uint32(test.state))
+					e.storage.failWith(func(op, key string) error {
+						if op != "get" && op != "list" && slices.ContainsFunc(test.readOnly, func(p string) bool { return strings.HasPrefix(key, p) }) {
+							return errors.New(logical.ErrReadOnly.Error()) // as it crosses the plugin boundary
 						}
-						resp, err := e.do(t.Context(), logical.Operation(op), path+"/"+name2, data)
-						got := ok
-						if err == logical.ErrReadOnly { //nolint:errorlint // it must be bare
-							got = elsewhere
-						} else if err != nil || resp.IsError() {
-							got = say(resp, err)
-						}
-						if got != want {
-							t.Errorf("got %s, want %s", got, want)
-						}
-						// When a refresh falls due: the timer, the tick, a read.
-						asked := e.sim.Requests("")
-						if !test.asks && asked != 1 {
-							t.Errorf("%d requests, want the first one only", asked)
-						}
-						time.Sleep(17*time.Hour + time.Second)
-						e.tick()
-						_, _ = e.read("token/has")
-						synctest.Wait()
-						if asks := e.sim.Requests("") > asked; asks != test.asks && what != "delete config" {
-							t.Errorf("asked when due: %v, want %v", asks, test.asks)
-						}
+						return nil
 					})
+					e.start()
+					op, path, _ := strings.Cut(what, " ")
+					var data map[string]any
+					if what == "update config" {
+						data = map[string]any{"rotation_period": "1h"}
+					}
+					resp, err := e.do(t.Context(), logical.Operation(op), path+"/"+name2, data)
+					got := ok
+					if err == logical.ErrReadOnly { //nolint:errorlint // it must be bare
+						got = elsewhere
+					} else if err != nil || resp.IsError() {
+						got = say(resp, err)
+					}
+					if got != want {
+						t.Errorf("got %s, want %s", got, want)
+					}
+					// When a refresh falls due: the timer, the tick, a read.
+					asked := e.sim.Requests("")
+					if !test.asks && asked != 1 {
+						t.Errorf("%d requests, want the first one only", asked)
+					}
+					time.Sleep(17*time.Hour + time.Second)
+					e.tick()
+					_, _ = e.read("token/has")
+					synctest.Wait()
+					if asks := e.sim.Requests("") > asked; asks != test.asks && what != "delete config" {
+						t.Errorf("asked when due: %v, want %v", asks, test.asks)
+					}
 				})
 			}
 		}
@@ -122,46 +120,33 @@ func TestRule10TheGuardComesFirst(t *testing.T) {
 	for name, state := range map[string]consts.ReplicationState{
 		"performance standby": consts.ReplicationPerformanceStandby, "DR secondary": consts.ReplicationDRSecondary,
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{})
-				e.configure("default", "verify", false)
-				e.view.state.Store(uint32(state))
-				writes := e.storage.writes.Load()
-				for _, do := range []func() (*logical.Response, error){
-					func() (*logical.Response, error) { return e.read("token") },
-					func() (*logical.Response, error) { return e.write("rotate", nil) },
-					func() (*logical.Response, error) { return e.write("config", map[string]any{"client_id": "other"}) },
-				} {
-					if _, err := do(); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-						t.Errorf("got %v, want read-only", err)
-					}
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.configure("default", "verify", false)
+			e.view.state.Store(uint32(state))
+			writes := e.storage.writes.Load()
+			for _, do := range []func() (*logical.Response, error){
+				func() (*logical.Response, error) { return e.read("token") },
+				func() (*logical.Response, error) { return e.write("rotate", nil) },
+				func() (*logical.Response, error) { return e.write("config", map[string]any{"client_id": "other"}) },
+			} {
+				if _, err := do(); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+					t.Errorf("got %v, want read-only", err)
 				}
-				e.tick()
-				_ = e.credential("default").refresh().wait(t.Context())
-				e.wantRequests(0)
-				if got := e.storage.writes.Load(); got != writes {
-					t.Errorf("%d writes", got-writes)
-				}
-			})
+			}
+			e.tick()
+			_ = e.credential("default").refresh().wait(t.Context())
+			e.wantRequests(0)
+			if got := e.storage.writes.Load(); got != writes {
+				t.Errorf("%d writes", got-writes)
+			}
 		})
-	}
-}
-
-// TestMetricsAreTheActiveNodes: a standby without readers has old ones.
-func TestMetricsAreTheActiveNodes(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-	if _, err := e.read("metrics"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-		t.Errorf("got %v, want read-only, so that Vault passes it on", err)
 	}
 }
 
 func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default")
 		e.token("token")
@@ -201,7 +186,7 @@ func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 
 func TestRule10ASecondaryLearnsOfNewNames(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		sec := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
 		sec.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
@@ -217,5 +202,42 @@ func TestRule10ASecondaryLearnsOfNewNames(t *testing.T) {
 			synctest.Wait()
 		}
 		e.wantRequests(1)
+	})
+}
+
+func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		active := newEngine(t, autopaysim.Options{})
+		active.configure("default")
+		node := &engine{t: t, storage: active.storage, sim: active.sim, view: &spyView{}, logs: active.logs, opts: active.opts}
+		node.start()
+		defer node.clean(t.Context())
+		synctest.Wait()
+		time.Sleep(2 * time.Minute)
+		active.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = node.write("rotate", nil) })
+		time.Sleep(time.Second)
+		node.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		active.storage.failOn("put", "", errors.New(logical.ErrReadOnly.Error()))
+		wg.Wait()
+		active.storage.failWith(nil)
+		time.Sleep(2 * time.Minute)
+		active.InvalidateKey(t.Context(), "token/default")
+		if _, err := active.write("rotate", nil); err != nil {
+			t.Fatal(err)
+		}
+		node.InvalidateKey(t.Context(), "token/default")
+		if a, b := active.token("token"), node.token("token"); a["access_token"] != b["access_token"] {
+			t.Error("standby serves another token than storage's", a["last_vault_rotation"], b["last_vault_rotation"])
+		}
+		node.view.state.Store(0)
+		node.tick()
+		synctest.Wait()
+		active.InvalidateKey(t.Context(), "token/default")
+		if used := active.status("status")["token_requests_24h"]; used != active.sim.Requests("") {
+			t.Errorf("%v requests in the ledger, want %d", used, active.sim.Requests(""))
+		}
 	})
 }

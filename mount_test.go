@@ -1,0 +1,99 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// TestUnknownNamesLeaveNoTrace is for a reader whose policy ends in a
+// wildcard: names that are not configured cost no memory, no write and no
+// request.
+func TestUnknownNamesLeaveNoTrace(t *testing.T) {
+	t.Parallel()
+	for name, ask := range map[string]struct {
+		op   logical.Operation
+		path string
+		code int
+	}{
+		"token":          {logical.ReadOperation, "token/", http.StatusBadRequest},
+		"status":         {logical.ReadOperation, "status/", http.StatusNotFound},
+		"config read":    {logical.ReadOperation, "config/", http.StatusNotFound},
+		"rotate":         {logical.UpdateOperation, "rotate/", http.StatusBadRequest},
+		"config delete":  {logical.DeleteOperation, "config/", http.StatusNotFound}, // of the SDK's nil; a 204 in Vault
+		"refused create": {logical.UpdateOperation, "config/", http.StatusBadRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t, autopaysim.Options{})
+			e.configure("default")
+			e.token("token")
+			reads, writes := e.storage.reads.Load(), e.storage.writes.Load()
+			e.unknownNames(func(name string) {
+				resp, err := e.do(t.Context(), ask.op, ask.path+name, nil)
+				if code(resp, err) != ask.code {
+					t.Fatalf("%s%s: %v %v", ask.path, name, resp, err)
+				}
+			})
+			if n := e.held(); n != 1 {
+				t.Errorf("%d credentials in memory, want 1", n)
+			}
+			if n := e.storage.writes.Load() - writes; n != 0 {
+				t.Errorf("%d writes to storage", n)
+			}
+			if n := e.storage.reads.Load() - reads; n > 4*10_000 {
+				t.Errorf("%d reads of storage for 10,000 requests", n)
+			}
+			e.wantRequests(1)
+		})
+	}
+}
+
+// TestInvalidationsLeaveNoTrace is the same for what other nodes change:
+// keys of any name leave no credential behind.
+func TestInvalidationsLeaveNoTrace(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.configure("default")
+	e.unknownNames(func(name string) { e.InvalidateKey(t.Context(), tokenPrefix+name) })
+	if n := e.held(); n != 1 {
+		t.Errorf("%d credentials in memory, want 1", n)
+	}
+}
+
+// unknownNames calls ask with ten thousand names that nobody configured.
+func (e *engine) unknownNames(ask func(name string)) {
+	for i := range 10_000 {
+		ask(fmt.Sprintf("%s%d", strings.Repeat("x", 100), i))
+	}
+}
+
+func TestLoadGoesOnAfterACredentialThatCantBeRead(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("aaa")
+		e.configure("bbb")
+		e.clean(t.Context())
+		e.storage.failOn("get", "config/aaa", errors.New("cipher: message authentication failed"))
+		e.start()
+		time.Sleep(18*time.Hour + time.Minute)
+		for range 10 {
+			time.Sleep(time.Minute)
+			e.tick()
+			synctest.Wait()
+		}
+		e.wantRequests(3)
+		if n := strings.Count(e.logs.String(), "can't be loaded"); n != 1 {
+			t.Errorf("%d log lines, want one", n)
+		}
+	})
+}
