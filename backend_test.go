@@ -140,7 +140,7 @@ func TestSecretLeavesTheHeap(t *testing.T) { //nolint:paralleltest // it stops t
 	if n := onHeap(t, second); n == 0 {
 		t.Error("the new secret is not found")
 	}
-	if resp, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); resp != nil || err != nil {
+	if resp, err := e.delete("config"); resp != nil || err != nil {
 		t.Fatal(resp, err)
 	}
 	if n := onHeap(t, second); n != 0 {

@@ -1,10 +1,17 @@
 package main
 
 import (
+	"context"
 	"errors"
+	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
@@ -25,4 +32,83 @@ func TestStorageThatCantBeReadIsLeftAlone(t *testing.T) {
 			t.Errorf("%d log lines and %d reads of storage, want one of each", n, reads)
 		}
 	})
+}
+
+// TestOperatorWhoLeavesCancelsNothing: a job goes on after its caller's deadline.
+func TestOperatorWhoLeavesCancelsNothing(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		old := e.token("token")["access_token"]
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if resp, err := e.do(ctx, logical.UpdateOperation, "rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
+			t.Errorf("got %v %v, want a 503", resp, err)
+		}
+		time.Sleep(10 * time.Second)
+		if e.token("token")["access_token"] == old {
+			t.Error("the rotation was cancelled")
+		}
+		e.wantRequests(2)
+	})
+}
+
+// TestChangeDuringARefresh: another node changes the settings while this one waits
+// for Autopay. The refresh does not hide the change.
+func TestChangeDuringARefresh(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
+		time.Sleep(18*time.Hour + time.Second) // the refresh is under way
+		e.put("config/default", strings.Replace(e.stored("config/default"), `"request_timeout":10`, `"request_timeout":20`, 1))
+		e.InvalidateKey(t.Context(), "config/default")
+		time.Sleep(10 * time.Second)
+		e.wantRequests(2)
+		if got := e.status("config")["request_timeout"]; got != int64(20) {
+			t.Errorf("request_timeout %v in memory, 20 in storage", got)
+		}
+	})
+}
+
+// TestChangeDuringARead: the active node replaces the token right after a standby
+// has read it from storage.
+func TestChangeDuringARead(t *testing.T) {
+	t.Parallel()
+	for name, known := range map[string]bool{"of a known credential": true, "the first": false} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			standby := e.peer(consts.ReplicationPerformanceStandby)
+			synctest.Wait() // loading is over
+			e.configure("default")
+			if known {
+				standby.token("token")
+			}
+			standby.InvalidateKey(t.Context(), "token/default")
+			var once sync.Once
+			e.storage.failAfter(func(op, key string) error {
+				if op == "get" && key == "token/default" {
+					once.Do(func() {
+						time.Sleep(2 * time.Minute)
+						e.configure("default", "rotation_period", 3600)
+						if resp, err := e.write("rotate", nil); err != nil || len(resp.Warnings) > 0 {
+							t.Error(resp, err)
+						}
+						standby.InvalidateKey(t.Context(), "config/default")
+						standby.InvalidateKey(t.Context(), "token/default")
+					})
+				}
+				return nil
+			})
+			standby.token("token")
+			got, want := standby.token("token"), e.token("token")
+			if got["access_token"] != want["access_token"] || got["rotation_period"] != want["rotation_period"] {
+				t.Errorf("the standby serves %v, want %v", got, want)
+			}
+		})
+	}
 }

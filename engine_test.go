@@ -31,8 +31,8 @@ const (
 // start2000 is when the time of a synctest bubble begins.
 var start2000 = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// engine is a backend under test, with its storage, its stand-in for Autopay
-// and everything it logged. Inside a synctest bubble its time is the bubble's.
+// engine is a backend under test, with its storage, its stand-in for Autopay and
+// what it has logged. Inside a bubble it runs on the bubble's time.
 type engine struct {
 	*backend
 	t       *testing.T
@@ -43,7 +43,7 @@ type engine struct {
 	opts    options
 	level   hclog.Level         // of what is logged; the zero value is everything
 	events  logical.EventSender // nil: there is no event system
-	answers atomic.Int64        // that were no errors
+	answers atomic.Int64        // counts the answers that were no errors
 }
 
 func newEngine(t *testing.T, sim autopaysim.Options) *engine {
@@ -85,11 +85,21 @@ func (e *engine) start() {
 	}
 }
 
-// restart ends the backend, in good order or as kill -9 does, and starts another.
+// restart stops the backend and starts another on the same storage.
 func (e *engine) restart() {
 	e.t.Helper()
 	e.clean(e.t.Context())
 	e.start()
+}
+
+// peer starts another node on the same storage.
+func (e *engine) peer(state consts.ReplicationState) *engine {
+	e.t.Helper()
+	node := &engine{t: e.t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
+	node.view.state.Store(uint32(state))
+	node.start()
+	e.t.Cleanup(func() { node.clean(context.Background()) })
+	return node
 }
 
 // do sends a request as Vault would, existence check included.
@@ -109,7 +119,7 @@ func (e *engine) do(ctx context.Context, op logical.Operation, path string, data
 	if err != nil && strings.Contains(err.Error(), testSecret) || strings.Contains(flatten(resp), testSecret) {
 		e.t.Errorf("%s %s shows the secret: %v %s", op, path, err, flatten(resp))
 	}
-	// The first answers of each test are what OpenAPI says of them; all of TestModel's would take a minute.
+	// The first answers of each test are checked against their schema. All answers of TestModel would take a minute.
 	if err == nil && resp != nil && !resp.IsError() && e.answers.Add(1) < 300 {
 		schema.ValidateResponse(e.t, schema.GetResponseSchema(e.t, e.Route(path), req.Operation), resp, true)
 	}
@@ -132,10 +142,20 @@ func (e *engine) write(path string, data map[string]any) (*logical.Response, err
 	return e.do(e.t.Context(), logical.UpdateOperation, path, data)
 }
 
-// configure writes a credential that must be taken; more fields may be given in pairs.
+func (e *engine) delete(path string) (*logical.Response, error) {
+	e.t.Helper()
+	return e.do(e.t.Context(), logical.DeleteOperation, path, nil)
+}
+
+// withSecret is what the creation of a credential needs.
+func withSecret() map[string]any {
+	return map[string]any{"client_id": testID, "client_secret": testSecret}
+}
+
+// configure writes a credential, which must succeed. More fields may follow in pairs.
 func (e *engine) configure(name string, more ...any) {
 	e.t.Helper()
-	data := map[string]any{"client_id": testID, "client_secret": testSecret}
+	data := withSecret()
 	for i := 0; i < len(more); i += 2 {
 		data[more[i].(string)] = more[i+1]
 	}
@@ -148,16 +168,14 @@ func (e *engine) configure(name string, more ...any) {
 // token reads a token that must be live at Autopay, and returns the data.
 func (e *engine) token(path string) map[string]any {
 	e.t.Helper()
-	resp, err := e.read(path)
-	if err != nil || resp == nil || resp.IsError() {
-		e.t.Fatalf("%s: %v %v", path, resp, err)
+	data := e.status(path)
+	if !e.sim.Valid(data["access_token"].(string)) {
+		e.t.Fatalf("%s: a dead token was handed out: expire_time %v", path, data["expire_time"])
 	}
-	if !e.sim.Valid(resp.Data["access_token"].(string)) {
-		e.t.Fatalf("%s: a dead token was handed out: expire_time %v", path, resp.Data["expire_time"])
-	}
-	return resp.Data
+	return data
 }
 
+// status reads a path that must answer, and returns the data.
 func (e *engine) status(path string) map[string]any {
 	e.t.Helper()
 	resp, err := e.read(path)
@@ -175,21 +193,20 @@ func (e *engine) wantRequests(want int) {
 	}
 }
 
-// attempts are the times since the bubble's start at which requests reached
-// Autopay from the n-th on.
-func (e *engine) attempts(n int) []time.Duration {
+// attempts returns when requests reached Autopay, counted from the bubble's start.
+func (e *engine) attempts() []time.Duration {
 	var at []time.Duration
-	for _, entry := range e.sim.Log()[n:] {
+	for _, entry := range e.sim.Log() {
 		at = append(at, entry.Time.Sub(start2000))
 	}
 	return at
 }
 
-// wantUnchanged checks that what act does leaves the stored credential and the token as they were.
+// wantUnchanged checks that act changes neither the stored credential nor the token.
 func (e *engine) wantUnchanged(act func()) {
 	e.t.Helper()
 	config, token := e.status("config"), e.token("token")
-	stored, _ := e.storage.InmemStorage.Get(e.t.Context(), configPrefix+"default")
+	stored := e.stored(configPrefix + "default")
 	act()
 	delete(token, "ttl")
 	now := e.token("token")
@@ -200,7 +217,7 @@ func (e *engine) wantUnchanged(act func()) {
 	if now := e.status("config"); !maps.Equal(now, config) {
 		e.t.Errorf("the config changed: %v, was %v", now, config)
 	}
-	if after, _ := e.storage.InmemStorage.Get(e.t.Context(), configPrefix+"default"); string(after.Value) != string(stored.Value) {
+	if e.stored(configPrefix+"default") != stored {
 		e.t.Error("the stored credential changed")
 	}
 }
@@ -212,6 +229,14 @@ func (e *engine) stored(key string) string {
 		return ""
 	}
 	return string(entry.Value)
+}
+
+// put stores a value as another node, or damage, could have left it.
+func (e *engine) put(key, value string) {
+	e.t.Helper()
+	if err := e.storage.InmemStorage.Put(e.t.Context(), &logical.StorageEntry{Key: key, Value: []byte(value)}); err != nil {
+		e.t.Fatal(err)
+	}
 }
 
 // held counts the credentials that are kept in memory.
@@ -301,6 +326,7 @@ type spyStorage struct {
 	putTakes      atomic.Int64 // nanoseconds
 	mu            sync.Mutex
 	fail          func(op, key string) error // guarded by mu; nil: nothing fails
+	after         func(op, key string) error // as fail, but the operation has been done; guarded by mu
 }
 
 func (s *spyStorage) failWith(fail func(op, key string) error) {
@@ -319,6 +345,27 @@ func (s *spyStorage) failOn(op, prefix string, err error) {
 	})
 }
 
+// failPuts makes the writes fail that which tells by their number, from 1 on.
+func (s *spyStorage) failPuts(which func(n int) bool) {
+	n := 0
+	s.failWith(func(op, _ string) error {
+		if op == "put" {
+			if n++; which(n) {
+				return errors.New("disk full")
+			}
+		}
+		return nil
+	})
+}
+
+// failAfter calls after when an operation has been done. The operation fails with
+// the error that it returns, as if the answer had been lost.
+func (s *spyStorage) failAfter(after func(op, key string) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.after = after
+}
+
 func (s *spyStorage) check(op, key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -328,12 +375,23 @@ func (s *spyStorage) check(op, key string) error {
 	return s.fail(op, key)
 }
 
+func (s *spyStorage) done(op, key string, err error) error {
+	s.mu.Lock()
+	after := s.after
+	s.mu.Unlock()
+	if err != nil || after == nil {
+		return err
+	}
+	return after(op, key) // without the lock, because it may use the storage
+}
+
 func (s *spyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
 	s.reads.Add(1)
 	if err := s.check("get", key); err != nil {
 		return nil, err
 	}
-	return s.InmemStorage.Get(ctx, key)
+	entry, err := s.InmemStorage.Get(ctx, key)
+	return entry, s.done("get", key, err)
 }
 
 func (s *spyStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
@@ -342,7 +400,7 @@ func (s *spyStorage) Put(ctx context.Context, entry *logical.StorageEntry) error
 	if err := s.check("put", entry.Key); err != nil {
 		return err
 	}
-	return s.InmemStorage.Put(ctx, entry)
+	return s.done("put", entry.Key, s.InmemStorage.Put(ctx, entry))
 }
 
 func (s *spyStorage) Delete(ctx context.Context, key string) error {
@@ -350,7 +408,7 @@ func (s *spyStorage) Delete(ctx context.Context, key string) error {
 	if err := s.check("delete", key); err != nil {
 		return err
 	}
-	return s.InmemStorage.Delete(ctx, key)
+	return s.done("delete", key, s.InmemStorage.Delete(ctx, key))
 }
 
 func (s *spyStorage) List(ctx context.Context, prefix string) ([]string, error) {
@@ -358,7 +416,8 @@ func (s *spyStorage) List(ctx context.Context, prefix string) ([]string, error) 
 	if err := s.check("list", prefix); err != nil {
 		return nil, err
 	}
-	return s.InmemStorage.List(ctx, prefix)
+	keys, err := s.InmemStorage.List(ctx, prefix)
+	return keys, s.done("list", prefix, err)
 }
 
 // logBuffer keeps what was logged. It is safe for concurrent use.
@@ -398,11 +457,11 @@ func (v *spyView) Tainted() bool {
 	return v.tainted.Load()
 }
 
-// spyEvents is an event system that keeps what it is sent, and may fail or hang.
+// spyEvents is an event system that keeps what it receives, and may fail or hang.
 type spyEvents struct {
 	mu   sync.Mutex // guards sent
 	sent []string   // type, name, data_path and modified of each event
-	all  string     // all that events held
+	all  string     // everything that events held
 	err  error
 	hang bool
 }
@@ -435,7 +494,7 @@ func (s *spyEvents) take() []string {
 }
 
 // steppedClock is a clock whose wall time can be set, while its monotonic time
-// goes on as ever. The zero value is not set.
+// goes on. The zero value shows the bubble's time.
 type steppedClock struct{ step atomic.Int64 }
 
 func (c *steppedClock) set(step time.Duration) { c.step.Store(int64(step)) }
@@ -454,9 +513,9 @@ func (e *engine) stepClock() *steppedClock {
 	return clock
 }
 
-// clockReading makes the time that time.Now returns at a wall time and a monotonic
-// reading. Package time has no way to do that, so this relies on how time.Time is
-// built (time/time.go); TestClockReading checks it.
+// clockReading returns what time.Now would at a wall time and a monotonic reading.
+// Package time offers no way to make one, so this relies on the layout of time.Time
+// (time/time.go), which TestClockReading checks.
 func clockReading(wall time.Time, monotonic time.Duration) time.Time {
 	const hasMonotonic, nsecShift = 1 << 63, 30
 	since1885 := wall.Unix() - time.Date(1885, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
@@ -473,6 +532,6 @@ func TestClockReading(t *testing.T) {
 	wall := start2000.Add(1234567 * time.Millisecond)
 	a, b := clockReading(wall, time.Minute), clockReading(wall.Add(time.Hour), 3*time.Minute)
 	if !a.Round(0).Equal(wall) || b.Round(0).Sub(a.Round(0)) != time.Hour || b.Sub(a) != 2*time.Minute {
-		t.Errorf("%s and %s: time.Time is not built as this test believes", a, b)
+		t.Errorf("%s and %s: time.Time does not have the layout that this test relies on", a, b)
 	}
 }

@@ -9,8 +9,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/logical"
-
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
@@ -54,7 +52,7 @@ func TestEvents(t *testing.T) {
 			e.configure("default", "rotation_period", 3600)
 			expect("other settings, the failure as before", "autopay/config-write default config true")
 
-			if _, err := e.do(t.Context(), logical.DeleteOperation, "config/oslo", nil); err != nil {
+			if _, err := e.delete("config/oslo"); err != nil {
 				t.Error(err)
 			}
 			expect("deleted", "autopay/config-delete oslo config/oslo true")

@@ -97,3 +97,19 @@ func TestLoadGoesOnAfterACredentialThatCantBeRead(t *testing.T) {
 		}
 	})
 }
+
+func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		e.clean(t.Context())
+		e.storage.failOn("get", "config/", errors.New("no quorum"))
+		e.start()
+		e.minute()
+		e.storage.failWith(nil)
+		e.tick()
+		time.Sleep(18*time.Hour + time.Minute)
+		e.wantRequests(2)
+	})
+}

@@ -128,7 +128,7 @@ func TestConfigDelete(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default")
 		for range 2 { // deleting what is not there is a 204 too
-			if resp, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); resp != nil || err != nil {
+			if resp, err := e.delete("config"); resp != nil || err != nil {
 				t.Fatalf("delete: %v %v, want a 204", resp, err)
 			}
 		}

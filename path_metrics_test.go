@@ -172,7 +172,7 @@ func TestMetrics(t *testing.T) {
 		})
 
 		// A deleted credential's series go, and one of the same name starts anew.
-		if _, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); err != nil {
+		if _, err := e.delete("config"); err != nil {
 			t.Fatal(err)
 		}
 		for s := range e.scrape() {
@@ -262,7 +262,7 @@ func TestMetricsOfExchanges(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
 		e.storage.putTakes.Store(int64(5 * time.Second))
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
-		if resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": testSecret}); code(resp, err) != http.StatusServiceUnavailable {
+		if resp, err := e.write("config", withSecret()); code(resp, err) != http.StatusServiceUnavailable {
 			t.Fatalf("%v %v", resp, err)
 		}
 		n := e.credential("default").counters.Load()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"maps"
 	"net/http"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -107,26 +109,13 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 	}
 }
 
-func TestTTLIsNotBeyondTheScheduleAtTheLimit(t *testing.T) {
-	t.Parallel()
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
-		e.configure("default", "token_request_limit", 1)
-		time.Sleep(44 * time.Minute)
-		d := e.token("token")
-		if d["ttl"].(int64) > 60 {
-			t.Errorf("ttl %v with the token due in 60 s", d["ttl"])
-		}
-	})
-}
-
 func TestTheSameTokenAgainChangesNothing(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default")
 		first := e.token("token")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken, ExpiresIn: json.RawMessage("86400")})
 		time.Sleep(18*time.Hour + time.Second) // 6 h of life are left
 		e.wantRequests(2)
 		got := e.token("token")
@@ -163,4 +152,39 @@ func TestReadersGoOnWhenSettingsChangeUnderThem(t *testing.T) {
 			wg.Wait()
 		})
 	}
+}
+
+// TestDueReadStartsARefresh steps the clock past the rotation, which the timer
+// does not notice.
+func TestDueReadStartsARefresh(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		e.configure("default")
+		clock.set(19 * time.Hour)
+		e.token("token")
+		synctest.Wait()
+		e.wantRequests(2)
+	})
+}
+
+// TestReadsPauseOnAReadOnlyNode: a node that has found that it may not write does
+// not try again at each read of a due token.
+func TestReadsPauseOnAReadOnlyNode(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		time.Sleep(19 * time.Hour)
+		calls := e.view.calls.Load()
+		for range 1000 {
+			e.token("token")
+			synctest.Wait()
+		}
+		if n := e.view.calls.Load() - calls; n > 1010 { // one of each is the framework's
+			t.Errorf("%d calls into Vault for 1000 reads", n)
+		}
+	})
 }

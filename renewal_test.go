@@ -2,7 +2,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,15 +77,112 @@ func TestAHalfDoneDeleteCanBeRepeated(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default")
 		e.storage.failOn("delete", "token/", errors.New("disk full"))
-		_, err := e.do(t.Context(), logical.DeleteOperation, "config", nil)
+		_, err := e.delete("config")
 		if err == nil {
 			t.Error("no error")
 		}
 		e.storage.failWith(nil)
-		_, err = e.do(t.Context(), logical.DeleteOperation, "config", nil)
+		_, err = e.delete("config")
 		got, _ := e.storage.Get(t.Context(), "token/default")
 		if err != nil || got != nil {
 			t.Error("token stays in storage after a 204", err)
+		}
+	})
+}
+
+// TestFailedWritesMayHaveBeenDone loses the answer of storage: memory must show
+// what storage holds.
+func TestFailedWritesMayHaveBeenDone(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		op   logical.Operation
+		data map[string]any
+		key  string // whose answer is lost
+		path string // of the read that shows it
+		want map[string]any
+	}{
+		"config, verify=false": {logical.UpdateOperation, map[string]any{"client_id": "b", "verify": false}, "config/", "config", map[string]any{"client_id": "b"}},
+		"config, verified":     {logical.UpdateOperation, map[string]any{"client_id": "b"}, "config/", "config", map[string]any{"client_id": "b"}},
+		"delete, the token":    {logical.DeleteOperation, nil, "token/", "status", map[string]any{"state": "pending"}},
+		"delete, the config":   {logical.DeleteOperation, nil, "config/", "status", nil},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetClient("b", testSecret)
+			e.configure("default")
+			e.storage.failAfter(func(op, key string) error {
+				if op != "get" && strings.HasPrefix(key, test.key) {
+					return errors.New("the answer is lost")
+				}
+				return nil
+			})
+			if resp, err := e.do(t.Context(), test.op, "config", test.data); code(resp, err) != http.StatusInternalServerError {
+				t.Errorf("got %v %v, want a 500", resp, err)
+			}
+			e.storage.failAfter(nil)
+			resp, err := e.read(test.path)
+			if err != nil || (resp == nil) != (test.want == nil) {
+				t.Fatal(resp, err)
+			}
+			for field, want := range test.want {
+				if got := resp.Data[field]; got != want {
+					t.Errorf("%s is %v, want %v", field, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestDamageStaysAfterARefusedWrite: a refused creation over a damaged config does
+// not hide the damage.
+func TestDamageStaysAfterARefusedWrite(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.put("config/default", "{")
+	data := withSecret()
+	data["client_secret"] = "wrong"
+	if resp, err := e.write("config", data); code(resp, err) != http.StatusBadRequest {
+		t.Error(resp, err)
+	}
+	if resp, err := e.read("status"); code(resp, err) != http.StatusInternalServerError {
+		t.Errorf("status: %v %v, want a 500", resp, err)
+	}
+}
+
+func TestLedgerOutlivesFailedCreations(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		for i := range 10 {
+			resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": fmt.Sprint("s", i), "token_request_limit": 3})
+			if code(resp, err) != http.StatusServiceUnavailable {
+				t.Error(resp, err)
+			}
+		}
+		e.wantRequests(3)
+	})
+}
+
+// TestUnverifiedWriteKeepsWhatIsUnsaved: the removal of a request from the ledger
+// could not be stored. It is stored later, though the settings have changed since.
+func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 503})
+		e.storage.failPuts(func(n int) bool { return n == 2 })
+		_, _ = e.write("rotate", nil)
+		e.storage.failWith(nil)
+		e.configure("default", "client_id", "b", "verify", false)
+		e.sim.SetClient("b", testSecret)
+		e.sim.SetFault(autopaysim.Fault{Kind: "refused"})
+		e.minute()
+		e.restart()
+		if used := e.status("status")["token_requests_24h"]; used != 1 {
+			t.Errorf("%v requests in the ledger, want 1", used)
 		}
 	})
 }

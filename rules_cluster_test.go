@@ -171,7 +171,7 @@ func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 		for _, known := range []bool{false, true, false} {
 			if known {
 				e.configure("default")
-			} else if _, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); err != nil {
+			} else if _, err := e.delete("config"); err != nil {
 				t.Fatal(err)
 			}
 			for _, key := range []string{configPrefix, tokenPrefix} {
@@ -239,5 +239,23 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 		if used := active.status("status")["token_requests_24h"]; used != active.sim.Requests("") {
 			t.Errorf("%v requests in the ledger, want %d", used, active.sim.Requests(""))
 		}
+	})
+}
+
+// TestRule10ASecondaryLearnsOfNewSettings: the settings of a known credential are
+// changed on the primary. The tick obtains the token that they need.
+func TestRule10ASecondaryLearnsOfNewSettings(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.sim.SetClient("second", testSecret)
+		e.configure("default")
+		secondary := e.peer(consts.ReplicationPerformanceSecondary)
+		synctest.Wait() // loading is over
+		e.configure("default", "client_id", "second", "verify", false)
+		e.clean(t.Context())
+		secondary.InvalidateKey(t.Context(), "config/default")
+		secondary.minute()
+		e.wantRequests(2)
 	})
 }

@@ -164,7 +164,7 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
 		e.tick()
 		synctest.Wait()
-		e.wantRequests(refreshPlaces)
+		e.wantRequests(8)
 		var wg sync.WaitGroup
 		for i := range 60 {
 			wg.Go(func() { e.token(fmt.Sprintf("token/n%d", i)) })
