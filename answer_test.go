@@ -7,8 +7,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
 const goodAnswer = `{"access_token":"canary-token","scope":"customer_club","expires_in":86400,"token_type":"Bearer"}`
@@ -126,8 +124,7 @@ func TestExchangeAnswers(t *testing.T) {
 				t.Errorf("certainly no token: %v", f.noToken)
 			}
 			// Over the whole engine: a bad answer changes neither credential nor token.
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default")
+			e := configured(t)
 			e.client.transport = test.answer
 			e.wantUnchanged(func() {
 				resp, err := e.write("config", map[string]any{"client_id": "another"})

@@ -23,8 +23,7 @@ import (
 func TestLifecycle(t *testing.T) {
 	t.Parallel()
 	runInBubble(t, "clean ends everything at once, twice too, and nothing is written after it", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
 		time.Sleep(18 * time.Hour) // the refresh is under way and hangs
 		synctest.Wait()
@@ -45,8 +44,7 @@ func TestLifecycle(t *testing.T) {
 		}
 	})
 	runInBubble(t, "unseal does not wait for Autopay or for loading", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
 		e.clean(t.Context())
 		time.Sleep(48 * time.Hour) // the token dies while Vault is sealed
@@ -62,8 +60,7 @@ func TestNoGoroutineSurvives200Mounts(t *testing.T) { //nolint:paralleltest // c
 	bubble(t, func(t *testing.T) {
 		var before int
 		for round := range 201 {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default")
+			e := configured(t)
 			e.token("token")
 			e.clean(t.Context())
 			synctest.Wait()
@@ -80,8 +77,7 @@ func TestNoGoroutineSurvives200Mounts(t *testing.T) { //nolint:paralleltest // c
 // TestStorageIsSealWrapped holds what Vault is told about the two prefixes.
 func TestStorageIsSealWrapped(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	special := e.SpecialPaths()
 	for _, prefix := range []string{"config/", "token/"} {
 		if names, err := e.storage.List(t.Context(), prefix); err != nil || len(names) != 1 || !slices.Contains(special.SealWrapStorage, prefix) {

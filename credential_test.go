@@ -19,8 +19,7 @@ import (
 func TestStorageThatCantBeReadIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		synctest.Wait() // loading is over
 		e.InvalidateKey(t.Context(), "token/default")
 		e.storage.failWith(func(string, string) error { return errors.New("no quorum") })
@@ -38,8 +37,7 @@ func TestStorageThatCantBeReadIsLeftAlone(t *testing.T) {
 func TestOperatorWhoLeavesCancelsNothing(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		old := e.token("token")["access_token"]
 		time.Sleep(2 * time.Minute)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second})
@@ -61,8 +59,7 @@ func TestOperatorWhoLeavesCancelsNothing(t *testing.T) {
 func TestChangeDuringARefresh(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
 		time.Sleep(18*time.Hour + time.Second) // the refresh is under way
 		e.put("config/default", strings.Replace(e.stored("config/default"), `"request_timeout":10`, `"request_timeout":20`, 1))

@@ -204,8 +204,7 @@ func TestDocsREADME(t *testing.T) {
 // TestDocsMetrics holds the table of metrics against a scrape.
 func TestDocsMetrics(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	want := map[string]bool{}
 	for s := range e.scrape() {
 		metric, labels, _ := strings.Cut(s, "{")

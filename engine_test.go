@@ -65,6 +65,14 @@ func newEngine(t *testing.T, sim autopaysim.Options) *engine {
 	return e
 }
 
+// configured is a new engine with the default credential, as configure writes it.
+func configured(t *testing.T, more ...any) *engine {
+	t.Helper()
+	e := newEngine(t, autopaysim.Options{})
+	e.configure("default", more...)
+	return e
+}
+
 // start makes a new backend on the same storage, as Vault does after a restart.
 func (e *engine) start() {
 	e.t.Helper()

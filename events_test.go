@@ -28,7 +28,7 @@ func TestEvents(t *testing.T) {
 			e.configure("default")
 			expect("configured", "autopay/config-write default config true", "autopay/rotate default token true")
 			e.configure("oslo", "client_id", "other", "verify", false)
-			expect("stored unproved", "autopay/config-write oslo config/oslo true")
+			expect("stored unverified", "autopay/config-write oslo config/oslo true")
 			e.token("token/oslo")
 			expect("first token", "autopay/rotate oslo token/oslo true")
 			e.configure("oslo", "client_id", "other")
@@ -39,7 +39,7 @@ func TestEvents(t *testing.T) {
 			expect("one refresh failed, one went well",
 				"autopay/rotate default token true", "autopay/rotate-fail oslo token/oslo false")
 			time.Sleep(time.Second)
-			expect("healed", "autopay/rotate oslo token/oslo true")
+			expect("recovered", "autopay/rotate oslo token/oslo true")
 
 			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
 			time.Sleep(time.Minute)
@@ -50,7 +50,7 @@ func TestEvents(t *testing.T) {
 			e.token("token")
 			expect("a read")
 			e.configure("default", "rotation_period", 3600)
-			expect("other settings, the failure as before", "autopay/config-write default config true")
+			expect("other settings, the same failure", "autopay/config-write default config true")
 
 			if _, err := e.delete("config/oslo"); err != nil {
 				t.Error(err)

@@ -132,8 +132,7 @@ func FuzzConfigFields(f *testing.F) {
 				t.Skip("the name of an unknown field is shown")
 			}
 		}
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		token, before := e.token("token")["access_token"], e.stored("config/default")
 		for _, path := range []string{"config/new", "config/default"} {
 			resp, err := e.write(path, fields) // checks that the secret is not shown

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -33,8 +32,7 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default")
+			e := configured(t)
 			e.token("token")
 			reads, writes := e.storage.reads.Load(), e.storage.writes.Load()
 			e.unknownNames(func(name string) {
@@ -61,8 +59,7 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 // keys of any name leave no credential behind.
 func TestInvalidationsLeaveNoTrace(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	e.unknownNames(func(name string) { e.InvalidateKey(t.Context(), tokenPrefix+name) })
 	if n := e.held(); n != 1 {
 		t.Errorf("%d credentials in memory, want 1", n)
@@ -87,9 +84,7 @@ func TestLoadGoesOnAfterACredentialThatCantBeRead(t *testing.T) {
 		e.start()
 		time.Sleep(18*time.Hour + time.Minute)
 		for range 10 {
-			time.Sleep(time.Minute)
-			e.tick()
-			synctest.Wait()
+			e.minute()
 		}
 		e.wantRequests(3)
 		if n := strings.Count(e.logs.String(), "can't be loaded"); n != 1 {
@@ -101,8 +96,7 @@ func TestLoadGoesOnAfterACredentialThatCantBeRead(t *testing.T) {
 func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.clean(t.Context())
 		e.storage.failOn("get", "config/", errors.New("no quorum"))
 		e.start()

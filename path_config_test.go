@@ -19,13 +19,12 @@ import (
 func TestConfigUpdate(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "rotation_period", "8h")
+		e := configured(t, "rotation_period", "8h")
 		token := e.token("token")["access_token"]
 
-		t.Log("what changes nothing that a token is issued for asks for nothing")
+		// A write that changes nothing that a token is issued for sends no request.
 		writes := e.storage.writes.Load()
-		e.configure("default") // Terraform, again
+		e.configure("default") // as Terraform does
 		if got := e.storage.writes.Load(); got != writes {
 			t.Errorf("the same write again wrote %d entries", got-writes)
 		}
@@ -56,14 +55,14 @@ func TestConfigUpdate(t *testing.T) {
 			t.Errorf("config is %v, want %v", got, want)
 		}
 
-		t.Log("a rotation_period applies to the token in hand at once")
+		// A rotation_period applies to the token in hand at once.
 		if got := e.token("token"); got["rotation_period"] != int64(7200) || got["ttl"] != int64(7200) {
 			t.Errorf("rotation_period %v, ttl %v, want 7200", got["rotation_period"], got["ttl"])
 		}
 		time.Sleep(2*time.Hour + time.Second)
 		e.wantRequests(2)
 
-		t.Log("a new secret is proved, and its token is the cached one")
+		// A new secret is verified, and its token becomes the cached one.
 		e.sim.SetClient(testID, "another-secret")
 		if resp, err := e.write("config", map[string]any{"client_secret": "another-secret"}); err != nil || resp.IsError() {
 			t.Fatal(resp, err)
@@ -72,7 +71,7 @@ func TestConfigUpdate(t *testing.T) {
 		e.token("token")
 		e.wantRequests(3)
 
-		t.Log("what can't be proved is not stored, and the answer says how to store it")
+		// What can't be verified is not stored, and the answer says how to store it.
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
 		e.wantUnchanged(func() {
 			resp, err := e.write("config", map[string]any{"client_id": "second"})
@@ -85,8 +84,7 @@ func TestConfigUpdate(t *testing.T) {
 
 func TestConfigReadsAndDeletesQuoteNothing(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation, logical.ListOperation} {
 		path := "config"
 		if op == logical.ListOperation {
@@ -112,8 +110,7 @@ func TestConfigUnknownFieldIsWarnedOf(t *testing.T) {
 
 func TestNameInTheBodyIsRefused(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	e.wantUnchanged(func() {
 		resp, err := e.write("config", map[string]any{"name": "oslo", "rotation_period": 3600})
 		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to config/NAME on this mount") {
@@ -125,9 +122,8 @@ func TestNameInTheBodyIsRefused(t *testing.T) {
 func TestConfigDelete(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		for range 2 { // deleting what is not there is a 204 too
+		e := configured(t)
+		for range 2 { // to delete what is not there is a 204 too
 			if resp, err := e.delete("config"); resp != nil || err != nil {
 				t.Fatalf("delete: %v %v, want a 204", resp, err)
 			}
@@ -184,8 +180,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 
 func TestConfigStorageFails(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	e.storage.failWith(func(op, _ string) error { return errors.New(op + " does not work") })
 	for op, path := range map[logical.Operation]string{
 		logical.ReadOperation: "config/other", logical.UpdateOperation: "config",
@@ -196,7 +191,7 @@ func TestConfigStorageFails(t *testing.T) {
 			t.Errorf("%s: %d %q, want a 500 that names the operation", op, code(resp, err), say(resp, err))
 		}
 	}
-	e.token("token") // storage is gone, the live token is not
+	e.token("token") // is served from memory
 }
 
 func TestConfigCACert(t *testing.T) {

@@ -14,10 +14,9 @@ import (
 func TestRotate(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		old := e.token("token")["access_token"]
-		for range 100 { // a hundred apps that see the same 401
+		for range 100 { // apps that see the same 401
 			resp, err := e.write("rotate", nil)
 			if err != nil || !slices.Equal(resp.Warnings, []string{"this token is younger than 60 s and was kept"}) {
 				t.Fatal(resp, err)
@@ -40,7 +39,7 @@ func TestRotate(t *testing.T) {
 			t.Error("the old token is served")
 		}
 
-		t.Log("a failed rotation keeps the token, and is tried again at next_attempt")
+		// A failed rotation keeps the token, and is repeated at next_attempt.
 		time.Sleep(youngToken)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, Times: 1})
 		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
@@ -53,7 +52,7 @@ func TestRotate(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		e.wantRequests(4)
 		if e.token("token")["access_token"] == now {
-			t.Error("the rotation was not made up for")
+			t.Error("the rotation was not repeated")
 		}
 	})
 }
@@ -61,8 +60,7 @@ func TestRotate(t *testing.T) {
 func TestRotateThatBringsTheSameTokenIsNotRepeated(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		time.Sleep(2 * time.Minute)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
 		for range 110 {
@@ -78,8 +76,7 @@ func TestRotateThatBringsTheSameTokenIsNotRepeated(t *testing.T) {
 func TestRotateIsAnsweredWithWhatItObtained(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		time.Sleep(2 * time.Minute)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: time.Second, Times: 1})
 		var wg sync.WaitGroup

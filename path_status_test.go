@@ -11,8 +11,7 @@ import (
 func TestStatus(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false, "token_request_limit", 2)
+		e := configured(t, "verify", false, "token_request_limit", 2)
 		want := map[string]any{
 			"state": "pending", "expire_time": nil, "last_vault_rotation": nil, "next_rotation": nil, "next_rotation_reason": "",
 			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,

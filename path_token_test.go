@@ -19,8 +19,7 @@ import (
 func TestTokenShape(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		got := e.token("token")
 		delete(got, "access_token")
 		want := map[string]any{
@@ -38,7 +37,7 @@ func TestTokenShape(t *testing.T) {
 	})
 }
 
-// TestTokenDiffersInTTLAlone walks through every state of one token's life.
+// TestTokenDiffersInTTLAlone reads one token in every state of its life.
 func TestTokenDiffersInTTLAlone(t *testing.T) {
 	t.Parallel()
 	for _, lifetime := range []time.Duration{6 * time.Second, time.Minute, time.Hour, 24 * time.Hour, 30 * 24 * time.Hour} {
@@ -48,7 +47,7 @@ func TestTokenDiffersInTTLAlone(t *testing.T) {
 			first := e.token("token")
 			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
 			states := map[any]bool{}
-			for range 90 { // to 90 % of its life
+			for range 90 { // hundredths of its life
 				got := e.token("token")
 				ttl, period := got["ttl"].(int64), got["rotation_period"].(int64)
 				if ttl < 5 || ttl > max(period, 5) {
@@ -86,21 +85,18 @@ func TestTokenNotConfigured(t *testing.T) {
 	if resp, err := e.read("status"); resp != nil || err != nil {
 		t.Errorf("status: %v %v, want a 404", resp, err)
 	}
-	// Unknown names cost nothing: no request, no write, nothing kept.
+	// An unknown name costs no write and no memory.
 	for range 1000 {
 		_, _ = e.read("token/oslo")
 	}
-	kept := 0
-	e.credentials.Range(func(any, any) bool { kept++; return true })
-	if kept != 0 || e.storage.writes.Load() != 0 {
-		t.Errorf("%d credentials kept, %d writes", kept, e.storage.writes.Load())
+	if e.held() != 0 || e.storage.writes.Load() != 0 {
+		t.Errorf("%d credentials in memory, %d writes", e.held(), e.storage.writes.Load())
 	}
 }
 
 func TestTokenQueryNameIsHarmless(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	e.configure("other")
 	want := e.token("token")["access_token"]
 	resp, err := e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"name": "other"})
@@ -112,8 +108,7 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 func TestTheSameTokenAgainChangesNothing(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		first := e.token("token")
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken, ExpiresIn: json.RawMessage("86400")})
 		time.Sleep(18*time.Hour + time.Second) // 6 h of life are left
@@ -174,8 +169,7 @@ func TestDueReadStartsARefresh(t *testing.T) {
 func TestReadsPauseOnAReadOnlyNode(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
 		time.Sleep(19 * time.Hour)
 		calls := e.view.calls.Load()

@@ -17,17 +17,8 @@ import (
 func TestAProofCountsThoughTheConfigCantBeStored(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
-		puts := 0
-		e.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				if puts++; puts > 1 {
-					return errors.New("disk full")
-				}
-			}
-			return nil
-		})
+		e := configured(t, "verify", false)
+		e.storage.failPuts(func(n int) bool { return n > 1 })
 		e.token("token") // unsaved
 		e.storage.failOn("put", "config/", errors.New("disk full"))
 		e.sim.SetClient("second", testSecret)
@@ -49,8 +40,7 @@ func TestAProofCountsThoughTheConfigCantBeStored(t *testing.T) {
 func TestAFailedProofIsNotRepeatedAtOnce(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
 		for range 3 {
 			if _, err := e.write("config", map[string]any{"client_secret": "x"}); code(nil, err) != http.StatusServiceUnavailable {
@@ -74,8 +64,7 @@ func TestAFailedProofIsNotRepeatedAtOnce(t *testing.T) {
 func TestAHalfDoneDeleteCanBeRepeated(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.storage.failOn("delete", "token/", errors.New("disk full"))
 		_, err := e.delete("config")
 		if err == nil {
@@ -169,8 +158,7 @@ func TestLedgerOutlivesFailedCreations(t *testing.T) {
 func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		time.Sleep(2 * time.Minute)
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 503})
 		e.storage.failPuts(func(n int) bool { return n == 2 })

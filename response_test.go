@@ -12,8 +12,7 @@ import (
 func TestAutopaysWordsAreNotVaults(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
+		e := configured(t, "verify", false)
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 403, Body: `{"error":"x","error_description":"` + logical.ErrReadOnly.Error() + `"}`})
 		_, err := e.read("token")
 		if code(nil, err) != http.StatusBadGateway {

@@ -17,13 +17,13 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestRule10NodesThatMayNotWriteNeverAsk goes through each replication state,
-// each path, with a live token and without one.
+// TestRule10NodesThatMayNotWriteNeverAsk tries each path in each replication state,
+// with a live token and without one.
 func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 	t.Parallel()
 	const (
 		ok        = "ok"
-		elsewhere = "read-only" // bare, so that Vault sends the request to a node that may
+		elsewhere = "read-only" // bare, so that Vault passes the request on
 	)
 	type outcome struct{ has, none string } // with a live token, and without
 	same := func(what string) outcome { return outcome{what, what} }
@@ -95,7 +95,7 @@ func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 					if got != want {
 						t.Errorf("got %s, want %s", got, want)
 					}
-					// When a refresh falls due: the timer, the tick, a read.
+					// A refresh falls due, for the timer, the tick and a read.
 					asked := e.sim.Requests("")
 					if !test.asks && asked != 1 {
 						t.Errorf("%d requests, want the first one only", asked)
@@ -113,16 +113,15 @@ func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 	}
 }
 
-// TestRule10TheGuardComesFirst shows that it is not storage alone that keeps
-// such a node from asking.
+// TestRule10TheGuardComesFirst has storage that could be written: it is not only
+// storage that keeps such a node from asking.
 func TestRule10TheGuardComesFirst(t *testing.T) {
 	t.Parallel()
 	for name, state := range map[string]consts.ReplicationState{
 		"performance standby": consts.ReplicationPerformanceStandby, "DR secondary": consts.ReplicationDRSecondary,
 	} {
 		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "verify", false)
+			e := configured(t, "verify", false)
 			e.view.state.Store(uint32(state))
 			writes := e.storage.writes.Load()
 			for _, do := range []func() (*logical.Response, error){
@@ -147,19 +146,14 @@ func TestRule10TheGuardComesFirst(t *testing.T) {
 func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.token("token")
-		// A standby of the same storage.
-		standby := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
-		standby.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-		standby.start()
-		defer standby.clean(t.Context())
+		standby := e.peer(consts.ReplicationPerformanceStandby)
 		standby.token("token")
 		time.Sleep(18*time.Hour + time.Second) // the active node replaces the token
 		want := e.token("token")["access_token"]
 		if standby.token("token")["access_token"] == want {
-			t.Fatal("the standby can't know yet")
+			t.Fatal("the standby has another token before it was told")
 		}
 		standby.InvalidateKey(t.Context(), tokenPrefix+"default")
 		if standby.token("token")["access_token"] != want {
@@ -167,7 +161,7 @@ func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 		}
 		e.wantRequests(2)
 
-		// The credential is deleted, made, and deleted by the active node.
+		// The active node deletes the credential, configures it and deletes it again.
 		for _, known := range []bool{false, true, false} {
 			if known {
 				e.configure("default")
@@ -188,32 +182,27 @@ func TestRule10ASecondaryLearnsOfNewNames(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
-		sec := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
-		sec.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
-		sec.start()
-		defer sec.clean(t.Context())
-		synctest.Wait()
+		secondary := e.peer(consts.ReplicationPerformanceSecondary)
+		synctest.Wait() // loading is over
 		e.configure("oslo", "verify", false)
 		e.clean(t.Context())
-		sec.InvalidateKey(t.Context(), "config/oslo")
+		secondary.InvalidateKey(t.Context(), "config/oslo")
 		for range 10 {
-			time.Sleep(time.Minute)
-			sec.tick()
-			synctest.Wait()
+			secondary.minute()
 		}
 		e.wantRequests(1)
 	})
 }
 
+// TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore: a node becomes a standby while
+// its request is under way. What it could not store must not hide what the new
+// active node stores.
 func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		active := newEngine(t, autopaysim.Options{})
-		active.configure("default")
-		node := &engine{t: t, storage: active.storage, sim: active.sim, view: &spyView{}, logs: active.logs, opts: active.opts}
-		node.start()
-		defer node.clean(t.Context())
-		synctest.Wait()
+		active := configured(t)
+		node := active.peer(0)
+		synctest.Wait() // loading is over
 		time.Sleep(2 * time.Minute)
 		active.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
 		var wg sync.WaitGroup
@@ -230,7 +219,7 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 		}
 		node.InvalidateKey(t.Context(), "token/default")
 		if a, b := active.token("token"), node.token("token"); a["access_token"] != b["access_token"] {
-			t.Error("standby serves another token than storage's", a["last_vault_rotation"], b["last_vault_rotation"])
+			t.Error("the standby serves a token that is not in storage", a["last_vault_rotation"], b["last_vault_rotation"])
 		}
 		node.view.state.Store(0)
 		node.tick()

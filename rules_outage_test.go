@@ -17,13 +17,12 @@ import (
 func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		token := e.token("token")["access_token"]
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500})
 		time.Sleep(18*time.Hour + time.Second)
 		synctest.Wait()
-		for range 6*3600 - 40 { // to the end of its life
+		for range 6*3600 - 40 { // to the end of the token's life
 			resp, err := e.read("token")
 			if err != nil || resp.Data["access_token"] != token || len(resp.Warnings) != 1 {
 				t.Fatalf("after %s: %v %v, want the old token and a warning", time.Since(start2000), resp, err)
@@ -44,7 +43,7 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 		if state := e.status("status")["state"]; state != "failing" {
 			t.Errorf("state %v, want failing", state)
 		}
-		// It heals without a reader.
+		// It recovers without a reader.
 		e.sim.SetFault(autopaysim.Fault{})
 		time.Sleep(time.Minute)
 		if got := e.status("status"); got["state"] != "ok" || got["consecutive_failures"] != 0 || got["last_error"] != "" {
@@ -59,7 +58,7 @@ func TestRule5Backoff(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault autopaysim.Fault
 		code  int
-		gaps  [][2]time.Duration // between the attempts, least and most; the last goes for all that follow
+		gaps  [][2]time.Duration // between the attempts, least and most; the last counts for all that follow
 	}{
 		"status 500": {
 			autopaysim.Fault{Kind: "status", Status: 500},
@@ -83,19 +82,18 @@ func TestRule5Backoff(t *testing.T) {
 		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "verify", false, "token_request_limit", 0)
+			e := configured(t, "verify", false, "token_request_limit", 0)
 			e.sim.SetFault(test.fault)
 			resp, err := e.read("token")
 			if code(resp, err) != test.code {
 				t.Errorf("the first reader got %d %v, want %d", code(resp, err), err, test.code)
 			}
-			// In between every reader gets the last error at once.
+			// Until the next attempt, every reader gets the last error at once.
 			for range 100 {
 				before := time.Now()
 				resp, again := e.read("token")
 				if code(resp, again) != test.code || again.Error() != err.Error() || time.Since(before) > 0 {
-					t.Fatalf("a reader in between got %d %v after %s, want %v", code(resp, again), again, time.Since(before), err)
+					t.Fatalf("before the next attempt, a reader got %d %v after %s, want %v", code(resp, again), again, time.Since(before), err)
 				}
 			}
 			e.wantRequests(1)
@@ -117,8 +115,7 @@ func TestRule5Backoff(t *testing.T) {
 func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "client_secret", "not-yet-valid", "verify", false)
+		e := configured(t, "client_secret", "not-yet-valid", "verify", false)
 		e.tick()
 		synctest.Wait()
 		e.wantRequests(1) // refused: the next attempt is in 5 minutes
@@ -138,8 +135,8 @@ func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
 	})
 }
 
-// TestOutages prints what an outage of Autopay costs: when the token is back
-// after Autopay is, and how many requests the outage spent.
+// TestOutages prints what an outage of Autopay costs: how long the token takes to
+// come back after Autopay has, and how many requests were sent in vain.
 func TestOutages(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []autopaysim.Fault{{Kind: "hang"}, {Kind: "refused"}, {Kind: "status", Status: 503}, {Kind: "status", Status: 403}} {
@@ -185,8 +182,7 @@ func TestOutages(t *testing.T) {
 func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
 		time.Sleep(18*time.Hour + 10*time.Second)
 		e.wantRequests(2) // refused: the next attempt is in 5 minutes

@@ -18,8 +18,7 @@ import (
 func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		e.token("token")
 		synctest.Wait() // loading is over
 		reads, writes, calls := e.storage.reads.Load(), e.storage.writes.Load(), e.view.calls.Load()
@@ -32,7 +31,7 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 		}
 		e.wantRequests(1)
 
-		// The refresh hangs: readers are answered at once with the live token.
+		// While a refresh hangs, readers get the live token at once.
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
 		time.Sleep(18 * time.Hour)
 		synctest.Wait()
@@ -60,12 +59,11 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 func TestRule2OneRequestInFlight(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
+		e := configured(t, "verify", false)
 		e.wantRequests(0)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second, Times: 1})
 
-		// The first reader leaves after a second: that does not cancel the request.
+		// The first reader leaves after a second, which does not cancel the request.
 		first, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
 		var wg sync.WaitGroup
@@ -110,7 +108,6 @@ func TestRule3RefreshBeforeExpiry(t *testing.T) {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
 			e.configure("default")
-			limited := 0
 			for second := range 24*3600 - 1 {
 				if test.readers {
 					resp, err := e.read("token")
@@ -119,11 +116,9 @@ func TestRule3RefreshBeforeExpiry(t *testing.T) {
 						t.Fatalf("a dead token after %d s", second)
 					case err != nil && e.sim.Requests("") < 100:
 						t.Fatalf("no token after %d s: %v", second, err)
-					case err != nil:
-						limited++
 					}
 				}
-				if test.readers && second%60 == 59 { // without readers the timer is on its own
+				if test.readers && second%60 == 59 { // without readers, the timer is on its own
 					e.tick()
 				}
 				time.Sleep(time.Second - time.Nanosecond)
@@ -138,8 +133,7 @@ func TestRule3RefreshBeforeExpiry(t *testing.T) {
 func TestRule3TickIsTheWatchdog(t *testing.T) {
 	t.Parallel()
 	runInBubble(t, "it obtains the first token", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
+		e := configured(t, "verify", false)
 		time.Sleep(time.Minute)
 		e.wantRequests(0)
 		e.tick()
@@ -147,8 +141,7 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 		e.wantRequests(1)
 	})
 	runInBubble(t, "it returns at once while Autopay hangs", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
+		e := configured(t, "verify", false)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
 		begun := time.Now()
 		e.tick()
@@ -176,8 +169,7 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 		e.wantRequests(60)
 	})
 	runInBubble(t, "it does nothing on a mount that is being disabled", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
+		e := configured(t, "verify", false)
 		e.view.tainted.Store(true)
 		e.tick()
 		synctest.Wait()
@@ -185,23 +177,18 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 	})
 }
 
-// TestThirtyQuietDays is the least that 30 days cost.
+// TestThirtyQuietDays counts the requests of 30 days without any trouble.
 func TestThirtyQuietDays(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		for range 30 * 24 * 60 {
 			if _, err := e.do(t.Context(), logical.ReadOperation, "token", nil); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Minute)
-			e.tick()
+			e.minute()
 		}
-		t.Logf("%d requests in 30 days of 24 h tokens", e.sim.Requests(""))
-		if got := e.sim.Requests(""); got > 41 {
-			t.Errorf("want at most 41")
-		}
+		e.wantRequests(41)
 	})
 }
 
@@ -248,8 +235,8 @@ func TestClockSteps(t *testing.T) {
 	for name, test := range map[string]struct {
 		step    time.Duration
 		restart bool // after the step
-		down    bool // Autopay is, from the step on: no token is served beyond its life
-		most    int  // requests within the 24 h after it, one of them for the step
+		down    bool // Autopay is, from the step on
+		most    int  // requests in the end
 	}{
 		"an hour forward":                 {time.Hour, false, false, 3},
 		"an hour forward, restarted":      {time.Hour, true, false, 3},
@@ -291,8 +278,8 @@ func TestClockSteps(t *testing.T) {
 	}
 }
 
-// TestClockForwardAndBack corrects a clock that was far ahead when the token was
-// replaced.
+// TestClockForwardAndBack corrects a clock that was far ahead when it replaced the
+// token.
 func TestClockForwardAndBack(t *testing.T) {
 	t.Parallel()
 	for _, life := range []time.Duration{20 * time.Minute, time.Hour, 24 * time.Hour} {
@@ -317,9 +304,9 @@ func TestClockForwardAndBack(t *testing.T) {
 	}
 }
 
-// TestAClockThatIsCorrected starts on a machine whose clock is two hours ahead.
+// TestClockIsCorrected starts on a machine whose clock is two hours ahead.
 // Once it is corrected, the next token shows the right times, and no life is longer.
-func TestAClockThatIsCorrected(t *testing.T) {
+func TestClockIsCorrected(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
@@ -338,9 +325,9 @@ func TestAClockThatIsCorrected(t *testing.T) {
 	})
 }
 
-// TestASuspendedMachine: the monotonic clock stops while the machine sleeps, and
+// TestSuspendedMachine sleeps for an hour, in which the monotonic clock stops and
 // the wall clock goes on.
-func TestASuspendedMachine(t *testing.T) {
+func TestSuspendedMachine(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
@@ -349,14 +336,14 @@ func TestASuspendedMachine(t *testing.T) {
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
 		clock.set(time.Hour)
 		if resp, err := e.read("token"); err == nil {
-			t.Errorf("a token of before an hour's sleep is served: %v", resp.Data)
+			t.Errorf("an expired token is served after an hour of sleep: %v", resp.Data)
 		}
 	})
 }
 
-// TestASetClockDoesNotOutliveTheLimit: the ledger of a clock that was a month
-// ahead does not hold requests back for a month.
-func TestASetClockDoesNotOutliveTheLimit(t *testing.T) {
+// TestClockAheadDoesNotBlockForLong enters a request by a clock that is a month
+// ahead, which must not hold requests back for a month.
+func TestClockAheadDoesNotBlockForLong(t *testing.T) {
 	t.Parallel()
 	for name, restart := range map[string]bool{"the same process": false, "restarted": true} {
 		runInBubble(t, name, func(t *testing.T) {
@@ -368,7 +355,7 @@ func TestASetClockDoesNotOutliveTheLimit(t *testing.T) {
 			if restart {
 				e.restart()
 			}
-			e.configure("default", "request_timeout", 20) // rebuilds the snapshot
+			e.configure("default", "request_timeout", 20) // builds a new snapshot
 			time.Sleep(24*time.Hour + time.Minute)
 			e.token("token")
 			e.wantRequests(2)

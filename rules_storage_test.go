@@ -14,8 +14,7 @@ import (
 func TestRule6StorageIsTheTruth(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+		e := configured(t)
 		token := e.token("token")["access_token"]
 		for range 5 {
 			e.restart()
@@ -33,29 +32,20 @@ func TestRule6StorageIsTheTruth(t *testing.T) {
 
 func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 	t.Parallel()
-	boom := errors.New("storage is gone")
-	for name, test := range map[string]struct {
-		failPut string // prefix of the keys that can't be written during the change
-		code    int    // of the write
-		old     bool   // the old token is served after a restart
-	}{
-		"the config can't be stored":        {configPrefix, http.StatusInternalServerError, true},
-		"the process dies before the token": {tokenPrefix, http.StatusInternalServerError, true}, // the ledger comes first
-	} {
+	for name, prefix := range map[string]string{"the config can't be stored": configPrefix, "the ledger can't be stored": tokenPrefix} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.sim.SetClient("second", testSecret)
 			e.configure("default")
 			token := e.token("token")["access_token"]
-			e.storage.failOn("put", test.failPut, boom)
-			resp, err := e.write("config", map[string]any{"client_id": "second"})
-			if code(resp, err) != test.code {
-				t.Errorf("the write got %v %v, want %d", resp, err, test.code)
+			e.storage.failOn("put", prefix, errors.New("disk full"))
+			if resp, err := e.write("config", map[string]any{"client_id": "second"}); code(resp, err) != http.StatusInternalServerError {
+				t.Errorf("the write got %v %v, want a 500", resp, err)
 			}
 			e.storage.failWith(nil)
 			e.restart()
-			if got := e.token("token")["access_token"]; (got == token) != test.old {
-				t.Errorf("old token served: %v, want %v", got == token, test.old)
+			if e.token("token")["access_token"] != token {
+				t.Error("another token is served")
 			}
 		})
 	}
@@ -64,15 +54,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 		e.sim.SetClient("second", testSecret)
 		e.configure("default")
 		old := e.token("token")["access_token"]
-		puts := 0
-		e.storage.failWith(func(op, key string) error {
-			if op == "put" && strings.HasPrefix(key, tokenPrefix) {
-				if puts++; puts == 2 { // the first is the ledger's
-					return boom
-				}
-			}
-			return nil
-		})
+		e.storage.failPuts(func(n int) bool { return n == 3 }) // after the ledger and the config
 		if resp, err := e.write("config", map[string]any{"client_id": "second"}); err != nil || resp.IsError() {
 			t.Fatal(resp, err)
 		}
@@ -80,7 +62,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 			t.Error("the token of the old client is served")
 		}
 		e.wantRequests(2)
-		e.restart() // what was in memory only is lost
+		e.restart() // loses what was only in memory
 		if e.token("token")["access_token"] == old {
 			t.Error("the token of the old client is served after a crash")
 		}
@@ -108,21 +90,21 @@ func TestRule8Ledger(t *testing.T) {
 	runInBubble(t, "no request beyond the limit in any 24 hours", func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
 		e.configure("default", "token_request_limit", 10)
-		var live, dark int
+		live, none := 0, 0 // minutes with a live token, and without one
 		for range 3*24*60 - 1 {
 			resp, err := e.read("token")
 			switch {
 			case err == nil && e.sim.Valid(resp.Data["access_token"].(string)):
 				live++
 			case code(resp, err) == http.StatusServiceUnavailable && strings.Contains(err.Error(), "token_request_limit of 10 in 24 hours is used up"):
-				dark++
+				none++
 			default:
 				t.Fatal(resp, err)
 			}
 			time.Sleep(time.Minute)
-			if dark%100 == 50 { // the limit survives a restart and a changed config
+			if none%100 == 50 { // the limit survives a restart and a changed config
 				e.restart()
-				e.configure("default", "rotation_period", 45*60+dark)
+				e.configure("default", "rotation_period", 45*60+none)
 			}
 		}
 		at := e.attempts()
@@ -134,16 +116,15 @@ func TestRule8Ledger(t *testing.T) {
 		if len(at) != 30 {
 			t.Errorf("%d requests in 3 days, want 30", len(at))
 		}
-		t.Logf("a live token for %d minutes, none for %d", live, dark)
+		t.Logf("a live token for %d minutes, none for %d", live, none)
 	})
-	runInBubble(t, "stored before the request leaves", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false, "token_request_limit", 3)
+	runInBubble(t, "the ledger is stored before the request is sent", func(t *testing.T) {
+		e := configured(t, "verify", false, "token_request_limit", 3)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
 		for want := range 3 {
 			e.tick()
 			synctest.Wait()
-			e.restart() // while the request is under way, as kill -9 would
+			e.restart() // while the request is under way
 			if used := e.status("status")["token_requests_24h"]; used != want+1 {
 				t.Fatalf("%v requests in the ledger, want %d", used, want+1)
 			}
@@ -164,19 +145,17 @@ func TestRule8Ledger(t *testing.T) {
 		e.token("token")
 	})
 	runInBubble(t, "a raised limit ends a long wait", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false, "token_request_limit", 2)
+		e := configured(t, "verify", false, "token_request_limit", 2)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang, Times: 1})
 		if _, err := e.read("token"); !strings.Contains(err.Error(), "the next attempt is at 2000-01-02T00:00:10Z") {
-			t.Fatal(err) // half the limit is used: the other half is to last for a day
+			t.Fatal(err) // half the limit is used, and the other half has to last for a day
 		}
 		e.configure("default", "token_request_limit", 100)
 		time.Sleep(time.Hour)
 		e.token("token")
 	})
-	runInBubble(t, "no request leaves when the ledger can't be stored", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
+	runInBubble(t, "no request is sent if the ledger can't be stored", func(t *testing.T) {
+		e := configured(t, "verify", false)
 		e.storage.failOn("put", "", errors.New("disk full"))
 		for range 3600 {
 			resp, err := e.read("token")
@@ -194,10 +173,10 @@ func TestRule8Ledger(t *testing.T) {
 		fault autopaysim.Fault
 		used  int
 	}{
-		"a refusal is struck out":                     {autopaysim.Fault{Kind: "status", Status: 401}, 0},
-		"a 503 is struck out":                         {autopaysim.Fault{Kind: "status", Status: 503}, 0},
-		"a redirect is struck out":                    {autopaysim.Fault{Kind: "redirect"}, 0},
-		"a connection that never stood is struck out": {autopaysim.Fault{Kind: "refused"}, 0},
+		"a refusal is removed":                        {autopaysim.Fault{Kind: "status", Status: 401}, 0},
+		"a 503 is removed":                            {autopaysim.Fault{Kind: "status", Status: 503}, 0},
+		"a redirect is removed":                       {autopaysim.Fault{Kind: "redirect"}, 0},
+		"a connection that was never made is removed": {autopaysim.Fault{Kind: "refused"}, 0},
 		"a timeout stays":                             {autopaysim.Fault{Kind: "hang"}, 1},
 		"a cut connection stays":                      {autopaysim.Fault{Kind: "close"}, 1},
 		"half an answer stays":                        {autopaysim.Fault{Kind: "cut"}, 1},
@@ -211,12 +190,11 @@ func TestRule8Ledger(t *testing.T) {
 			if resp, err := e.read("token"); err == nil {
 				t.Fatal(resp)
 			}
-			for range 2 { // the strike-out is stored: a restart does not undo it
+			for range 2 { // the removal is stored, so a restart does not undo it
 				if used := e.status("status")["token_requests_24h"]; used != test.used {
 					t.Errorf("%v requests in the ledger, want %d", used, test.used)
 				}
-				e.clean(t.Context())
-				e.start()
+				e.restart()
 			}
 		})
 	}
@@ -225,17 +203,8 @@ func TestRule8Ledger(t *testing.T) {
 func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
-		puts := 0
-		e.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				if puts++; puts > 1 { // the ledger's entry is stored, nothing after it
-					return errors.New("disk full")
-				}
-			}
-			return nil
-		})
+		e := configured(t, "verify", false)
+		e.storage.failPuts(func(n int) bool { return n > 1 })
 		token := e.token("token")["access_token"]
 		for range 10 {
 			e.tick()
@@ -244,7 +213,7 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 				t.Fatal("another token")
 			}
 		}
-		// An invalidation makes memory stale, but what it has is newer.
+		// An invalidation makes memory stale, but its token is newer than storage's.
 		e.InvalidateKey(t.Context(), tokenPrefix+"default")
 		if e.token("token")["access_token"] != token {
 			t.Fatal("another token after an invalidation")
@@ -265,22 +234,12 @@ func TestRule9EverySecondWriteFails(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{BanAfter: 100})
 		e.configure("default")
-		puts := 0
-		e.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				if puts++; puts%2 == 1 {
-					return errors.New("input/output error")
-				}
-			}
-			return nil
-		})
+		e.storage.failPuts(func(n int) bool { return n%2 == 1 })
 		for range 10 * 24 * 60 {
 			e.token("token")
-			time.Sleep(time.Minute)
-			e.tick()
-			synctest.Wait()
+			e.minute()
 		}
-		// A due request is put off by a second when its ledger can't be stored.
+		// A due request waits a second if its ledger can't be stored.
 		if got := e.sim.Requests(""); got < 13 || got > 15 {
 			t.Errorf("%d requests in ten days, want 14", got)
 		}
@@ -290,7 +249,7 @@ func TestRule9EverySecondWriteFails(t *testing.T) {
 		token := e.token("token")["access_token"]
 		e.restart()
 		if e.token("token")["access_token"] != token {
-			t.Error("another token after storage has healed and a restart")
+			t.Error("another token after storage has recovered and a restart")
 		}
 	})
 }
