@@ -98,7 +98,7 @@ func TestRule5Backoff(t *testing.T) {
 			}
 			e.wantRequests(1)
 			time.Sleep(2 * time.Hour)
-			at := e.attempts()
+			at := e.attempts(0)
 			if len(at) < 2 {
 				t.Fatalf("%d attempts in 2 hours", len(at))
 			}

@@ -107,7 +107,7 @@ func TestRule8Ledger(t *testing.T) {
 				e.configure("default", "rotation_period", 45*60+none)
 			}
 		}
-		at := e.attempts()
+		at := e.attempts(0)
 		for i := 10; i < len(at); i++ {
 			if gap := at[i] - at[i-10]; gap < ledgerWindow {
 				t.Errorf("requests %d to %d came within %s", i-10, i, gap)
