@@ -473,10 +473,14 @@ type spyEvents struct {
 	all  string     // everything that events held
 	err  error
 	hang bool
+
+	hanging atomic.Int64 // events that are being sent
 }
 
 func (s *spyEvents) SendEvent(ctx context.Context, kind logical.EventType, event *logical.EventData) error {
 	if s.hang {
+		s.hanging.Add(1)
+		defer s.hanging.Add(-1)
 		<-ctx.Done()
 		return ctx.Err()
 	}

@@ -107,3 +107,23 @@ func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
 		e.wantRequests(2)
 	})
 }
+
+// TestLoadOfADeletedCredential: a name is deleted while the names are read.
+func TestLoadOfADeletedCredential(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.clean(t.Context())
+		e.storage.failAfter(func(op, _ string) error {
+			if op == "list" {
+				return e.storage.InmemStorage.Delete(t.Context(), "config/default")
+			}
+			return nil
+		})
+		e.start()
+		e.minute()
+		if strings.Contains(e.logs.String(), "can't be loaded") {
+			t.Errorf("logs:\n%s", e.logs)
+		}
+	})
+}

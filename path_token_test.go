@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -179,6 +180,24 @@ func TestReadsPauseOnAReadOnlyNode(t *testing.T) {
 		}
 		if n := e.view.calls.Load() - calls; n > 1010 { // one of each is the framework's
 			t.Errorf("%d calls into Vault for 1000 reads", n)
+		}
+	})
+}
+
+// TestWarningIsInUTC has a server in another zone.
+func TestWarningIsInUTC(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.opts.now = func() time.Time { return time.Now().In(time.FixedZone("", 7200)) }
+		e.restart()
+		e.configure("default")
+		e.sim.SetFault(retryAfter(503, "3600"))
+		time.Sleep(18*time.Hour + time.Second)
+		want := []string{"this token could not be replaced and is served until 2000-01-01T23:59:30Z: " +
+			"Autopay answered 503 Service Unavailable: temporarily_unavailable: simulated fault; the next attempt is at 2000-01-01T19:00:00Z"}
+		if resp, err := e.read("token"); err != nil || !slices.Equal(resp.Warnings, want) {
+			t.Errorf("got %v %v, want %v", resp, err, want)
 		}
 	})
 }

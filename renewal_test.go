@@ -160,17 +160,46 @@ func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		time.Sleep(2 * time.Minute)
-		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 503})
-		e.storage.failPuts(func(n int) bool { return n == 2 })
-		_, _ = e.write("rotate", nil)
+		e.sim.SetFault(retryAfter(503, "3600"))
+		e.storage.failPuts(func(n int) bool { return n == 2 }) // the first is the ledger with the request
+		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
+			t.Error(resp, err)
+		}
 		e.storage.failWith(nil)
-		e.configure("default", "client_id", "b", "verify", false)
-		e.sim.SetClient("b", testSecret)
-		e.sim.SetFault(autopaysim.Fault{Kind: "refused"})
+		e.configure("default", "request_timeout", 20, "verify", false)
 		e.minute()
 		e.restart()
 		if used := e.status("status")["token_requests_24h"]; used != 1 {
 			t.Errorf("%v requests in the ledger, want 1", used)
 		}
 	})
+}
+
+// TestTimerIsSetAgain: the clock was ahead when the timer was set, so the timer goes
+// off too early. Nobody reads and no tick comes.
+func TestTimerIsSetAgain(t *testing.T) {
+	t.Parallel()
+	for name, dead := range map[string]bool{"with a live token": false, "without one": true} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			clock := e.stepClock()
+			e.configure("default")
+			at := 18 * time.Hour
+			if dead {
+				e.sim.SetFault(retryAfter(503, "3600"))
+				at = 24 * time.Hour // the 7th attempt has just failed
+				time.Sleep(at + time.Second)
+				e.sim.SetFault(autopaysim.Fault{})
+				at += time.Hour
+			}
+			requests := e.sim.Requests("")
+			clock.set(30 * time.Minute)
+			e.configure("default", "request_timeout", 20) // sets the timer
+			clock.set(0)
+			time.Sleep(time.Until(start2000.Add(at - time.Second)))
+			e.wantRequests(requests)
+			time.Sleep(2 * time.Second)
+			e.wantRequests(requests + 1)
+		})
+	}
 }

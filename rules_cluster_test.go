@@ -133,7 +133,12 @@ func TestRule10TheGuardComesFirst(t *testing.T) {
 					t.Errorf("got %v, want read-only", err)
 				}
 			}
+			calls := e.view.calls.Load()
 			e.tick()
+			synctest.Wait()
+			if n := e.view.calls.Load() - calls; n > 1 {
+				t.Errorf("a tick made %d calls into Vault, so it has started refreshes", n)
+			}
 			_ = e.credential("default").refresh().wait(t.Context())
 			e.wantRequests(0)
 			if got := e.storage.writes.Load(); got != writes {
@@ -246,5 +251,25 @@ func TestRule10ASecondaryLearnsOfNewSettings(t *testing.T) {
 		secondary.InvalidateKey(t.Context(), "config/default")
 		secondary.minute()
 		e.wantRequests(2)
+	})
+}
+
+// TestRule10UnsavedEntryIsNotStored: a node that could not store its token may not
+// write any more.
+func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.storage.failPuts(func(n int) bool { return n > 1 }) // after the ledger
+		e.token("token")
+		e.storage.failWith(nil)
+		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		writes := e.storage.writes.Load()
+		if err := e.credential("default").refresh().wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if got := e.storage.writes.Load(); got != writes {
+			t.Errorf("%d writes", got-writes)
+		}
 	})
 }

@@ -362,3 +362,23 @@ func TestClockAheadDoesNotBlockForLong(t *testing.T) {
 		})
 	}
 }
+
+// TestReadingAgainMakesNoLifeLonger sets the clock back and has the token read from
+// storage again.
+func TestReadingAgainMakesNoLifeLonger(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		e.configure("default")
+		time.Sleep(10 * time.Hour)
+		clock.set(-time.Hour)
+		e.InvalidateKey(t.Context(), "token/default")
+		e.token("token")
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
+		time.Sleep(14*time.Hour - 30*time.Second)
+		if resp, err := e.read("token"); err == nil {
+			t.Errorf("a token is served within its margin: %v", resp.Data)
+		}
+	})
+}

@@ -333,3 +333,15 @@ func TestBackoffHasJitter(t *testing.T) {
 		t.Errorf("%d different waits of 100", len(waits))
 	}
 }
+
+func TestFormatTime(t *testing.T) {
+	t.Parallel()
+	for at, want := range map[time.Time]string{
+		start2000: "2000-01-01T00:00:00Z",
+		start2000.Add(1).In(time.FixedZone("", 7200)): "2000-01-01T00:00:01Z",
+	} {
+		if got := formatTime(at); got != want {
+			t.Errorf("%s is %s, want %s", at, got, want)
+		}
+	}
+}
