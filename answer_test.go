@@ -11,7 +11,7 @@ import (
 
 const goodAnswer = `{"access_token":"canary-token","scope":"customer_club","expires_in":86400,"token_type":"Bearer"}`
 
-// answer is a provider's answer, as text.
+// answer is a transport that always answers the same.
 type answer struct {
 	status int
 	media  string
@@ -123,7 +123,7 @@ func TestExchangeAnswers(t *testing.T) {
 			if f.noToken != (test.answer.status/100 != 2) {
 				t.Errorf("certainly no token: %v", f.noToken)
 			}
-			// Over the whole engine: a bad answer changes neither credential nor token.
+			// In the whole engine, a bad answer changes neither credential nor token.
 			e := configured(t)
 			e.client.transport = test.answer
 			e.wantUnchanged(func() {

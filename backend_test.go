@@ -76,7 +76,7 @@ func TestNoGoroutineSurvives200Mounts(t *testing.T) { //nolint:paralleltest // c
 	})
 }
 
-// TestStorageIsSealWrapped holds what Vault is told about the two prefixes.
+// TestStorageIsSealWrapped checks what the engine tells Vault about its two prefixes.
 func TestStorageIsSealWrapped(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
@@ -91,7 +91,7 @@ func TestStorageIsSealWrapped(t *testing.T) {
 	}
 }
 
-// TestOpenAPIReferences: Vault reads "ref", others "$ref".
+// TestOpenAPIReferences checks that "ref", which Vault reads, is beside each "$ref".
 func TestOpenAPIReferences(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
@@ -105,13 +105,13 @@ func TestOpenAPIReferences(t *testing.T) {
 	}
 }
 
-// TestSecretLeavesTheHeap dumps the heap: no live object holds a secret that
-// was replaced or deleted. What the collector has freed but not used again is
-// not in a dump; that is the part that Go can't promise.
+// TestSecretLeavesTheHeap dumps the heap and finds no live object with a secret that
+// was replaced or deleted. A dump does not show memory that has been freed and not
+// yet used again, for which Go promises nothing.
 func TestSecretLeavesTheHeap(t *testing.T) { //nolint:paralleltest // it stops the world
 	e := newEngine(t, autopaysim.Options{})
 	e.client.transport = answer{200, "application/json", goodAnswer} // keeps no request
-	// The test holds each secret backwards, so as not to find its own.
+	// The test holds each secret backwards so that it does not find its own copy.
 	backwards := func() []byte { return []byte(strings.ToLower(rand.Text())) }
 	forwards := func(b []byte) string {
 		b = bytes.Clone(b)
@@ -161,7 +161,7 @@ func onHeap(t *testing.T, backwards []byte) int {
 	if _, err := dump.Seek(0, io.SeekStart); err != nil {
 		t.Fatal(err)
 	}
-	// Compared byte by byte, from the end: the text itself is never put together.
+	// Compared byte by byte from the end, because the text itself must not be in memory.
 	n, window := 0, make([]byte, 0, len(backwards))
 	for in := bufio.NewReader(dump); ; {
 		c, err := in.ReadByte()

@@ -127,8 +127,8 @@ func TestExchangeEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// hostileHost hands every connection to say. Its done takes no more of them,
-// and waits until the other side has closed them all.
+// hostileHost hands every connection to a function. Its done accepts no more of them
+// and reports whether the other side has closed them all.
 type hostileHost struct {
 	addr string
 	done func() bool
@@ -168,7 +168,7 @@ func newHostileHost(t *testing.T, say func(net.Conn)) hostileHost {
 	}}
 }
 
-// reply reads a request, then says one thing, and the rest over and over.
+// reply reads a request, writes first once, and then writes rest again and again.
 func reply(first, rest string, pause time.Duration) func(net.Conn) {
 	return func(conn net.Conn) {
 		_, _ = conn.Read(make([]byte, 64<<10))
@@ -180,9 +180,9 @@ func reply(first, rest string, pause time.Duration) func(net.Conn) {
 	}
 }
 
-// TestExchangeWithHostileHosts shows that a host which answers in bad faith costs one
-// failed attempt: the exchange ends by its deadline at the latest, the
-// connection is closed, and what came is not shown.
+// TestExchangeWithHostileHosts: a host that answers in bad faith causes one failed
+// attempt and no more. The exchange ends by its deadline, the connection is closed,
+// and the error quotes nothing of the answer.
 func TestExchangeWithHostileHosts(t *testing.T) {
 	t.Parallel()
 	const (
@@ -245,7 +245,7 @@ func TestExchangeWithHostileHosts(t *testing.T) {
 	}
 }
 
-// TestNoGzipIsAskedFor is why no answer is inflated.
+// TestNoGzipIsAskedFor shows why no answer is ever decompressed.
 func TestNoGzipIsAskedFor(t *testing.T) {
 	t.Parallel()
 	seen := make(chan http.Header, 1)
@@ -257,9 +257,8 @@ func TestNoGzipIsAskedFor(t *testing.T) {
 	}
 }
 
-// TestTLSIsNotDowngraded covers what stands between the secret and someone on
-// the network: it is sent to nobody who can't prove to be the host that
-// token_url names.
+// TestTLSIsNotDowngraded: the secret is sent to no host that can't prove that it is
+// the one which token_url names.
 func TestTLSIsNotDowngraded(t *testing.T) {
 	t.Parallel()
 	good, ca, err := autopaysim.SelfSigned()
@@ -309,7 +308,7 @@ func TestTLSIsNotDowngraded(t *testing.T) {
 	}
 }
 
-// TestRedirectsCarryNothing sends the engine on to a host that listens.
+// TestRedirectsCarryNothing redirects the engine to a host that records requests.
 func TestRedirectsCarryNothing(t *testing.T) {
 	t.Parallel()
 	elsewhere := autopaysim.New(autopaysim.Options{})
@@ -338,9 +337,9 @@ func TestRedirectsCarryNothing(t *testing.T) {
 	}
 }
 
-// TestProxySeesNoSecret has a proxy in the environment: it is told the host
-// and nothing else, and not even asked for a loopback host. The environment is
-// read once in the life of a process, so a process of its own is run.
+// TestProxySeesNoSecret has a proxy in the environment. The proxy learns the host and
+// nothing else, and it is not used for a loopback host. net/http reads the
+// environment once per process, so the test runs itself as another process.
 func TestProxySeesNoSecret(t *testing.T) {
 	t.Parallel()
 	if url := os.Getenv("TEST_TOKEN_URL"); url != "" {
@@ -394,8 +393,8 @@ func TestProxySeesNoSecret(t *testing.T) {
 	}
 }
 
-// TestTokenURLReach is where the secret may be sent: to any https host, because
-// whoever names one must bring the secret, and in plain text only to this machine.
+// TestTokenURLReach: the secret may be sent to any https host, because whoever
+// changes the host must bring the secret, and in plain text only to this machine.
 func TestTokenURLReach(t *testing.T) {
 	t.Parallel()
 	const absolute, plain = "an absolute https URL", "plain http is allowed to a loopback host only"

@@ -73,7 +73,7 @@ func TestConfigRefusesBadFields(t *testing.T) {
 					t.Errorf("got %d %q, want a 400 that says %q", code(resp, err), say(resp, err), test.says)
 				}
 			})
-			// The same at creation, where all that is required is given beside it.
+			// The same at creation, beside the fields that are required.
 			data := withSecret()
 			maps.Copy(data, test.data)
 			if resp, err := e.write("config/new", data); !strings.Contains(test.says, "must bring") && code(resp, err) != http.StatusBadRequest {
@@ -130,8 +130,8 @@ func TestConfigNames(t *testing.T) {
 	}
 }
 
-// TestAnotherSpellingIsAChange spells the stored token_url in other ways: each is a
-// change, and must bring client_secret.
+// TestAnotherSpellingIsAChange spells the stored token_url in other ways. Each counts
+// as a change, which must bring client_secret.
 func TestAnotherSpellingIsAChange(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})

@@ -16,7 +16,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-func TestStorageThatCantBeReadIsLeftAlone(t *testing.T) {
+func TestFailingStorageIsLeftAlone(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)

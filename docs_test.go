@@ -21,7 +21,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// document is a page of the docs, by its second-level headings.
+// document is a page of the docs: its sections by their second-level headings.
 type document map[string]string
 
 func readDocument(t *testing.T, path string) document {
@@ -43,7 +43,7 @@ func readFile(t *testing.T, name string) string {
 	return string(text)
 }
 
-// under returns what stands under a third-level heading of a section.
+// under returns the text under a third-level heading of a section.
 func under(section, heading string) string {
 	_, after, _ := strings.Cut(section, "\n### "+heading+"\n")
 	body, _, _ := strings.Cut(after, "\n### ")
@@ -70,7 +70,7 @@ func rows(text string) [][]string {
 
 var inCode = regexp.MustCompile("`([^`]*)`")
 
-// quoted returns what a text shows as code.
+// quoted returns the parts of a text that are in backquotes.
 func quoted(text string) []string {
 	var found []string
 	for _, match := range inCode.FindAllStringSubmatch(text, -1) {
@@ -79,7 +79,7 @@ func quoted(text string) []string {
 	return found
 }
 
-// apiSections tell which operation a section of docs/api.md is about.
+// apiSections are the sections of docs/api.md with the operations that they describe.
 var apiSections = map[string]struct {
 	path string
 	op   logical.Operation
@@ -94,8 +94,8 @@ var apiSections = map[string]struct {
 	"Read the metrics":              {"metrics", logical.ReadOperation},
 }
 
-// TestDocsAPI holds docs/api.md against the schemas: every operation has its
-// section with request and response, every parameter and field its line.
+// TestDocsAPI compares docs/api.md with the schemas. Every operation has a section
+// with a request and a response, and every parameter and field has a line.
 func TestDocsAPI(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
@@ -150,7 +150,7 @@ func TestDocsAPI(t *testing.T) {
 
 var parameterLine = regexp.MustCompile("(?m)^- `([a-z_]+)` `\\(([a-z]+): (.*)\\)`")
 
-// compareParameters holds the list of parameters against a path's fields.
+// compareParameters compares a list of parameters with a path's fields.
 func compareParameters(t *testing.T, title, text string, path *framework.Path, op logical.Operation) {
 	t.Helper()
 	kinds := map[framework.FieldType]string{
@@ -185,7 +185,7 @@ func compareParameters(t *testing.T, title, text string, path *framework.Path, o
 	}
 }
 
-// TestDocsREADME holds the tables of README.md against the schemas.
+// TestDocsREADME compares the tables of README.md with the schemas.
 func TestDocsREADME(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
@@ -201,7 +201,7 @@ func TestDocsREADME(t *testing.T) {
 	}
 }
 
-// TestDocsMetrics holds the table of metrics against a scrape.
+// TestDocsMetrics compares the table of metrics with a scrape.
 func TestDocsMetrics(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
@@ -223,7 +223,7 @@ func TestDocsMetrics(t *testing.T) {
 	}
 }
 
-// said is every text in the engine's own code, with NUL for a verb.
+// said returns every string in the engine's code, with NUL in place of format verbs.
 func said(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
@@ -250,7 +250,7 @@ func said(t *testing.T) []string {
 	return texts
 }
 
-// literal is a string in the code, or a sum of strings.
+// literal returns the value of a string in the code, or of a sum of strings.
 func literal(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.BasicLit:
@@ -269,8 +269,8 @@ var (
 	varies = regexp.MustCompile(`\d+|client_secret`)
 )
 
-// says reports whether the code says a documented text, in which … stands for
-// anything, and numbers and a field's name for what the code puts there.
+// says reports whether the code has a documented text. In the text, … stands for
+// anything, and a number or a field's name may stand for a format verb.
 func says(texts []string, documented string) bool {
 	for _, piece := range strings.Split(documented, "…") {
 		piece = strings.Trim(piece, " :;,.()")
@@ -285,7 +285,7 @@ func says(texts []string, documented string) bool {
 	return true
 }
 
-// TestDocsErrors holds the errors that the docs name against the code's texts.
+// TestDocsErrors compares the errors in the docs with the code's texts.
 func TestDocsErrors(t *testing.T) {
 	t.Parallel()
 	texts := said(t)
@@ -303,7 +303,7 @@ func TestDocsErrors(t *testing.T) {
 	}
 }
 
-// TestDocsLogLines holds the table of log lines against what is logged.
+// TestDocsLogLines compares the table of log lines with the code's texts.
 func TestDocsLogLines(t *testing.T) {
 	t.Parallel()
 	texts := said(t)
@@ -330,8 +330,8 @@ var (
 	spaces  = regexp.MustCompile(`\s+`)
 )
 
-// TestDocsSnippets holds what the docs show of the examples against their
-// files, which are run: each line of a snippet is in one of them.
+// TestDocsSnippets: each line of a snippet in the docs is in one of the examples,
+// which other tests run.
 func TestDocsSnippets(t *testing.T) {
 	t.Parallel()
 	there := map[string]bool{}
@@ -368,7 +368,7 @@ func TestDocsSnippets(t *testing.T) {
 	}
 }
 
-// TestDocsNameRealTests checks that every test which the docs point at is there.
+// TestDocsNameRealTests checks that every test that the docs name exists.
 func TestDocsNameRealTests(t *testing.T) {
 	t.Parallel()
 	there := map[string]bool{}
@@ -395,12 +395,12 @@ func TestDocsNameRealTests(t *testing.T) {
 	for _, page := range append(pages, "examples/README.md") {
 		for _, name := range named.FindAllStringSubmatch(readFile(t, page), -1) {
 			if n++; !there[name[1]] {
-				t.Errorf("%s names %s, which is not there", page, name[1])
+				t.Errorf("%s names %s, which does not exist", page, name[1])
 			}
 		}
 	}
 	if n < 150 {
-		t.Errorf("the docs name %d tests: are they still read right?", n)
+		t.Errorf("the docs name %d tests: does this test still read them correctly?", n)
 	}
 }
 
@@ -414,17 +414,17 @@ func TestEveryThreatHasATest(t *testing.T) {
 		}
 	}
 	if len(threats) < 30 {
-		t.Errorf("%d rows: is the page still read right?", len(threats))
+		t.Errorf("%d rows: does this test still read the page correctly?", len(threats))
 	}
 }
 
-// TestDependenciesAreListed checks that docs/dependencies.md has the direct ones.
+// TestDependenciesAreListed checks that docs/dependencies.md lists all direct ones.
 func TestDependenciesAreListed(t *testing.T) {
 	t.Parallel()
 	text := readFile(t, "docs/dependencies.md")
 	direct := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(readFile(t, "go.mod"), -1)
 	if len(direct) < 4 {
-		t.Errorf("%d direct dependencies: is go.mod still read right?", len(direct))
+		t.Errorf("%d direct dependencies: does this test still read go.mod correctly?", len(direct))
 	}
 	for _, module := range direct {
 		if !strings.Contains(text, "| `"+module[1]+"` |") {

@@ -28,7 +28,7 @@ const (
 	testSecret = "canary-secret-4711"
 )
 
-// start2000 is when the time of a synctest bubble begins.
+// start2000 is when a bubble's time begins.
 var start2000 = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // engine is a backend under test, with its storage, its stand-in for Autopay and
@@ -65,7 +65,7 @@ func newEngine(t *testing.T, sim autopaysim.Options) *engine {
 	return e
 }
 
-// configured is a new engine with the default credential, as configure writes it.
+// configured returns a new engine whose default credential configure has written.
 func configured(t *testing.T, more ...any) *engine {
 	t.Helper()
 	e := newEngine(t, autopaysim.Options{})
@@ -134,7 +134,7 @@ func (e *engine) do(ctx context.Context, op logical.Operation, path string, data
 	return resp, err
 }
 
-// flatten is all that a response shows, as text.
+// flatten returns everything in a response as text.
 func flatten(resp *logical.Response) string {
 	data, _ := json.Marshal(resp)
 	return string(data)
@@ -155,7 +155,7 @@ func (e *engine) delete(path string) (*logical.Response, error) {
 	return e.do(e.t.Context(), logical.DeleteOperation, path, nil)
 }
 
-// withSecret is what the creation of a credential needs.
+// withSecret returns the fields that a creation needs.
 func withSecret() map[string]any {
 	return map[string]any{"client_id": testID, "client_secret": testSecret}
 }
@@ -328,7 +328,7 @@ func testCA(t *testing.T) string {
 	return string(ca)
 }
 
-// spyStorage counts operations and fails those that fail tells it to.
+// spyStorage counts operations, and fails those that a test chooses.
 type spyStorage struct {
 	logical.InmemStorage
 	reads, writes atomic.Int64
@@ -354,7 +354,7 @@ func (s *spyStorage) failOn(op, prefix string, err error) {
 	})
 }
 
-// failPuts makes the writes fail that which tells by their number, from 1 on.
+// failPuts makes writes fail. It counts them from 1 and asks which.
 func (s *spyStorage) failPuts(which func(n int) bool) {
 	n := 0
 	s.failWith(func(op, _ string) error {
@@ -367,8 +367,8 @@ func (s *spyStorage) failPuts(which func(n int) bool) {
 	})
 }
 
-// failAfter calls after when an operation has been done. The operation fails with
-// the error that it returns, as if the answer had been lost.
+// failAfter calls after once an operation has been done. If after returns an error,
+// the operation fails with it, as if its answer had been lost.
 func (s *spyStorage) failAfter(after func(op, key string) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -22,12 +22,12 @@ type roundTripper func(*http.Request) (*http.Response, error)
 
 func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
 
-// beyond tells whether s holds a character that is not from first to ~.
+// beyond reports whether s holds a character outside of first to ~.
 func beyond(first rune, s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < first || r > '~' })
 }
 
-// wantFit checks a text that people are shown.
+// wantFit checks that a text is fit for people to read.
 func wantFit(t *testing.T, text string) {
 	t.Helper()
 	if strings.ContainsFunc(text, notPrintable) || len([]rune(text)) > 800 {
@@ -35,13 +35,13 @@ func wantFit(t *testing.T, text string) {
 	}
 }
 
-// FuzzAnswer gives the exchange any answer of a provider. In its body LONG is
-// one byte more than a token may have, SECRET the client secret and SENT the
-// secret as the request quoted it, both inside of a JSON string.
+// FuzzAnswer gives the exchange any answer. In its body, LONG stands for one byte more
+// than a token may have, SECRET for the client secret, and SENT for the secret as the
+// request quoted it. Both go into a JSON string.
 func FuzzAnswer(f *testing.F) {
 	const (
 		secret = `canary"secret<4711`
-		// All that is said of a 200.
+		// Everything that the engine says about a 200.
 		ours = "Autopay sent a malformed answer: its media type is not application/json; it is larger than 1 MiB; " +
 			"access_token has the wrong type; token_type has the wrong type; scope has the wrong type; it is not a JSON object; " +
 			"access_token must be 1 to 65536 printable ASCII characters without spaces; token_type must be Bearer; " +
@@ -84,7 +84,7 @@ func FuzzAnswer(f *testing.F) {
 		if fault.noToken != (status/100 != 2) || fault.refused != refused || fault.retryAfter < 0 || fault.retryAfter > time.Hour {
 			t.Errorf("a %d is understood as %+v", status, fault)
 		}
-		// Nothing of the raw answer is shown but what Autopay says for people to read.
+		// The text shows nothing of the raw answer but Autopay's error and description.
 		meant := ours
 		if status != http.StatusOK {
 			_, mute := answerTo("")
@@ -108,8 +108,8 @@ func FuzzAnswer(f *testing.F) {
 	})
 }
 
-// FuzzConfigFields writes any fields to config, over a working credential and
-// as a new one: those of a JSON object, and any text in one of them.
+// FuzzConfigFields writes the fields of a JSON object to config, with any text in one
+// of them, over a working credential and as a new one.
 func FuzzConfigFields(f *testing.F) {
 	names := []string{"", fieldVerify}
 	for _, f := range configFields {
@@ -151,7 +151,7 @@ func FuzzConfigFields(f *testing.F) {
 			}
 			verify := fields[fieldVerify]
 			if changed && (verify == nil || verify == "") && e.status("status" + strings.TrimPrefix(path, "config"))["state"] != "ok" {
-				t.Errorf("%s: stored without a proof", path)
+				t.Errorf("%s: stored without verification", path)
 			}
 		}
 		if resp, err := e.read("token"); err == nil && resp.IsError() || err != nil && code(resp, err) < 502 {
@@ -169,8 +169,8 @@ func FuzzConfigFields(f *testing.F) {
 	})
 }
 
-// storedFuzz is one run of FuzzStoredEntries. Its clock stands still at noon of
-// 5 January 2026, which the seeds are written for, until the test moves it.
+// storedFuzz is one run of FuzzStoredEntries. Its clock shows noon of 5 January 2026,
+// which the seeds are written for, until the test moves it.
 type storedFuzz struct {
 	*engine
 	config configEntry // as far as the entries can be read
@@ -183,9 +183,8 @@ func (z *storedFuzz) clock() time.Time {
 	return time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC).Add(time.Duration(z.moved.Load()) * time.Second)
 }
 
-// FuzzStoredEntries starts the engine on whatever storage holds at config/x
-// and token/x: entries of other versions, damaged or made up. Autopay is down
-// for the first day if it is said to be.
+// FuzzStoredEntries starts the engine on any bytes at config/x and token/x, such as
+// entries of other versions or damaged ones. Autopay may be down for the first day.
 func FuzzStoredEntries(f *testing.F) {
 	f.Fuzz(func(t *testing.T, config, token []byte, down bool) {
 		z := &storedFuzz{config: configEntry{TokenRequestLimit: defaultRequestLimit}}
@@ -230,7 +229,7 @@ func FuzzStoredEntries(f *testing.F) {
 	})
 }
 
-// wantDamaged checks that a damaged config is a 500 everywhere, and asks for nothing.
+// wantDamaged checks that a damaged config is a 500 everywhere and sends no request.
 func (z *storedFuzz) wantDamaged() {
 	z.t.Helper()
 	z.tick()
@@ -245,7 +244,7 @@ func (z *storedFuzz) wantDamaged() {
 	}
 }
 
-// wantServed lives a day with a config that is whole.
+// wantServed runs for a day with a config that can be used.
 func (z *storedFuzz) wantServed() {
 	z.t.Helper()
 	if limit := z.wantStatus()["token_request_limit"]; limit != z.config.TokenRequestLimit {
@@ -263,7 +262,7 @@ func (z *storedFuzz) wantServed() {
 		_ = flight.wait(z.t.Context()) // its error is the next reader's
 	}
 	if s, now := c.snap.Load(), z.clock(); !s.live(now) && s.blocked(now) == nil {
-		z.t.Error("the tick does not bring a token")
+		z.t.Error("the tick does not obtain a token")
 	}
 	served := z.serve()
 	full := z.config.TokenRequestLimit > 0 && len(kept.Requests) >= z.config.TokenRequestLimit
@@ -292,7 +291,7 @@ func (z *storedFuzz) wantServed() {
 	}
 }
 
-// serve reads the token, "" if there is none, and checks what is served.
+// serve reads the token and checks it. It returns "" if there is none.
 func (z *storedFuzz) serve() string {
 	z.t.Helper()
 	resp, err := z.read("token/x")
@@ -323,7 +322,7 @@ func (z *storedFuzz) serve() string {
 	return served
 }
 
-// wantStatus reads config and status, and checks that nothing waits without end.
+// wantStatus reads config and status, and checks that every wait ends.
 func (z *storedFuzz) wantStatus() map[string]any {
 	z.t.Helper()
 	z.status("config/x")

@@ -20,12 +20,12 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// modelRuns is how many random lives TestModel lives through; each has its own fixed seed.
+// modelRuns is how many random lives TestModel runs. Each has a fixed seed of its own.
 var modelRuns = flag.Int("model.runs", 10, "random runs of TestModel")
 
 // model is one random life of a mount: 30 days of readers, operators, outages,
-// refusals, restarts, standby times and storage faults. After every step, and
-// for every request that reaches Autopay, the ten rules are checked.
+// refusals, restarts, times as a standby and failing storage. It checks the ten rules
+// after every step and for every request that reaches Autopay.
 type model struct {
 	t       *testing.T
 	rng     *rand.Rand
@@ -37,7 +37,7 @@ type model struct {
 	ill     bool   // a fault is set at Autopay, or a secret is wrong
 	since   time.Time
 	patient bool // its outages are long
-	lossy   bool // storage has failed in this run: strike-outs may be lost
+	lossy   bool // storage has failed in this run, so removals from the ledger may be lost
 	stats   *modelStats
 	mu      sync.Mutex // guards the credentials and the windows against onRequest
 }
@@ -54,7 +54,7 @@ type modelCredential struct {
 	name, id string // id: the client of the config in force
 	limit    int
 	counted  []time.Time // requests that may have cost a token
-	failed   time.Time   // when the last attempt that nobody ordered failed; zero: it did not
+	failed   time.Time   // when the last attempt that no operator wanted failed; zero: it did not
 	refused  bool        // as a refusal
 	operator string      // path of the operator's write under way
 }
@@ -119,7 +119,8 @@ func (m *model) lifetime() time.Duration {
 	return time.Minute << m.rng.IntN(16) * time.Duration(100+m.rng.IntN(32)) / 100
 }
 
-// pause is milliseconds to a day and a half; minutes at most in an outage, but in every eighth run.
+// pause is milliseconds to a day and a half. In an outage it is minutes at most, except
+// in every eighth run.
 func (m *model) pause() time.Duration {
 	longest := 28
 	if m.ill && !m.patient {
@@ -213,7 +214,7 @@ func (m *model) operate(c *modelCredential, path string, data map[string]any) bo
 	return err == nil && !resp.IsError()
 }
 
-// heal ends whatever is wrong, with the tick that finds it out.
+// heal ends all faults, with the tick that notices it.
 func (m *model) heal() {
 	now := time.Now()
 	m.e.sim.SetFault(autopaysim.Fault{})
@@ -230,7 +231,7 @@ func (m *model) heal() {
 	m.e.tick()
 }
 
-// restart ends the process and starts another: the same tokens go on (rule 6).
+// restart ends the process and starts another, which must serve the same tokens (rule 6).
 func (m *model) restart() {
 	m.stats.restarts.Add(1)
 	synctest.Wait()
@@ -255,7 +256,7 @@ func (m *model) restart() {
 	}
 }
 
-// read is a reader, and what it may expect.
+// read reads a token and checks the rules that a reader relies on.
 func (m *model) read(c *modelCredential) {
 	m.stats.reads.Add(1)
 	begun := time.Now()
@@ -335,7 +336,7 @@ func (m *model) onRequest(entry autopaysim.Entry) {
 		m.t.Errorf("rule 10: a standby asked Autopay")
 	}
 	if m.noDisk.holds(entry.Time) {
-		m.t.Errorf("rule 8: a request left that was not stored in the ledger")
+		m.t.Errorf("rule 8: a request was sent that was not stored in the ledger")
 	}
 	if n := m.e.sim.Stats().Clients[entry.ClientID].MaxInFlight; n > 1 {
 		m.t.Errorf("rule 2: %d requests in flight", n)
@@ -371,8 +372,8 @@ func (m *model) onRequest(entry autopaysim.Entry) {
 	case good:
 		c.failed = time.Time{}
 	case entry.Status == 0 && entry.Fault != "close" && entry.Duration < defaultRequestTimeout*time.Second:
-		// The process ended before the answer came: its successor may ask at once.
-	case !strings.HasPrefix(c.operator, "config"): // a failed proof changes nothing
+		// The process ended before the answer came, so its successor may ask at once.
+	case !strings.HasPrefix(c.operator, "config"): // a failed verification changes nothing
 		c.failed, c.refused = time.Now(), entry.Status/100 == 4 && entry.Status != http.StatusTooManyRequests
 	}
 }

@@ -13,9 +13,9 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestUnknownNamesLeaveNoTrace is for a reader whose policy ends in a
-// wildcard: names that are not configured cost no memory, no write and no
-// request.
+// TestUnknownNamesLeaveNoTrace is about readers whose policy ends in a wildcard, and
+// about keys that other nodes change: names that are not configured cost no memory,
+// no write and no request.
 func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 	t.Parallel()
 	for name, ask := range map[string]struct {
@@ -29,18 +29,24 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 		"rotate":         {logical.UpdateOperation, "rotate/", http.StatusBadRequest},
 		"config delete":  {logical.DeleteOperation, "config/", http.StatusNotFound}, // of the SDK's nil; a 204 in Vault
 		"refused create": {logical.UpdateOperation, "config/", http.StatusBadRequest},
+		"invalidation":   {"", "token/", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := configured(t)
 			e.token("token")
 			reads, writes := e.storage.reads.Load(), e.storage.writes.Load()
-			e.unknownNames(func(name string) {
+			for i := range 10_000 {
+				name := fmt.Sprintf("%s%d", strings.Repeat("x", 100), i)
+				if ask.op == "" {
+					e.InvalidateKey(t.Context(), ask.path+name)
+					continue
+				}
 				resp, err := e.do(t.Context(), ask.op, ask.path+name, nil)
 				if code(resp, err) != ask.code {
 					t.Fatalf("%s%s: %v %v", ask.path, name, resp, err)
 				}
-			})
+			}
 			if n := e.held(); n != 1 {
 				t.Errorf("%d credentials in memory, want 1", n)
 			}
@@ -55,25 +61,7 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 	}
 }
 
-// TestInvalidationsLeaveNoTrace is the same for what other nodes change:
-// keys of any name leave no credential behind.
-func TestInvalidationsLeaveNoTrace(t *testing.T) {
-	t.Parallel()
-	e := configured(t)
-	e.unknownNames(func(name string) { e.InvalidateKey(t.Context(), tokenPrefix+name) })
-	if n := e.held(); n != 1 {
-		t.Errorf("%d credentials in memory, want 1", n)
-	}
-}
-
-// unknownNames calls ask with ten thousand names that nobody configured.
-func (e *engine) unknownNames(ask func(name string)) {
-	for i := range 10_000 {
-		ask(fmt.Sprintf("%s%d", strings.Repeat("x", 100), i))
-	}
-}
-
-func TestLoadGoesOnAfterACredentialThatCantBeRead(t *testing.T) {
+func TestLoadSkipsWhatCannotBeRead(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})

@@ -159,9 +159,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := newEngine(t, autopaysim.Options{})
-			if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/x", Value: []byte(stored)}); err != nil {
-				t.Fatal(err)
-			}
+			e.put("config/x", stored)
 			for _, path := range []string{"config/x", "token/x", "status/x"} {
 				resp, err := e.read(path)
 				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(say(resp, err), "write it again with client_id and client_secret, or delete it") {

@@ -62,7 +62,7 @@ func series(family string, m *dto.Metric) string {
 	return family + "{" + strings.Join(labels, ",") + "}"
 }
 
-// value is a counter's, a gauge's, or the number of a histogram's observations.
+// value is that of a counter or gauge, or the number of a histogram's observations.
 func value(m *dto.Metric) float64 {
 	if m.Histogram != nil {
 		return float64(m.Histogram.GetSampleCount())
@@ -70,7 +70,7 @@ func value(m *dto.Metric) float64 {
 	return m.GetCounter().GetValue() + m.GetGauge().GetValue()
 }
 
-// metricsHold fails the test for each series that is not as wanted; -1 wants it absent.
+// metricsHold compares series with what is wanted; -1 means that it must be absent.
 func (e *engine) metricsHold(when string, want map[string]float64) {
 	e.t.Helper()
 	got := e.scrape()
@@ -120,7 +120,7 @@ func TestMetrics(t *testing.T) {
 			`autopay_token_request_limit{name="later"}`:                      1,
 		})
 
-		// The refresh fails, the live token is served; then it dies.
+		// The refresh fails, and the live token is served until it dies.
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, ClientID: testID})
 		time.Sleep(46 * time.Minute)
 		synctest.Wait()
@@ -147,7 +147,7 @@ func TestMetrics(t *testing.T) {
 			`autopay_token_reads_total{name="default",outcome="ok"}`:    2,
 		})
 
-		// A refusal, and a request that the limit holds back.
+		// A refusal, and a request that the limit prevents.
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401, ClientID: testID})
 		e.token("token/later")
 		time.Sleep(2 * time.Minute)
@@ -171,7 +171,7 @@ func TestMetrics(t *testing.T) {
 			`autopay_token_reads_total{name="later",outcome="error"}`:      1,
 		})
 
-		// A deleted credential's series go, and one of the same name starts anew.
+		// The series of a deleted credential end. A new one of that name starts at 0.
 		if _, err := e.delete("config"); err != nil {
 			t.Fatal(err)
 		}
@@ -191,7 +191,7 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// TestMetricsOfUnknownNames shows that readers and refused writers make no series.
+// TestMetricsOfUnknownNames: a read or a refused write starts no series.
 func TestMetricsOfUnknownNames(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
@@ -206,13 +206,11 @@ func TestMetricsOfUnknownNames(t *testing.T) {
 	}
 }
 
-// TestMetricsOfADamagedCredential shows it as one that serves nobody.
+// TestMetricsOfADamagedCredential: it counts as failing.
 func TestMetricsOfADamagedCredential(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
-	if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/broken", Value: []byte("?")}); err != nil {
-		t.Fatal(err)
-	}
+	e.put("config/broken", "?")
 	if _, err := e.read("token/broken"); code(nil, err) != http.StatusInternalServerError {
 		t.Errorf("%v", err)
 	}
@@ -223,7 +221,7 @@ func TestMetricsOfADamagedCredential(t *testing.T) {
 	})
 }
 
-// TestMetricsAreTheActiveNodes: a standby without readers has old ones.
+// TestMetricsAreTheActiveNodes: those of a standby without readers would be old.
 func TestMetricsAreTheActiveNodes(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
@@ -254,8 +252,8 @@ func TestMetricsHistogram(t *testing.T) {
 	}
 }
 
-// TestMetricsOfExchanges looks at what is counted: the time at Autopay, less
-// that of a slow storage, and a token that came too late as no success.
+// TestMetricsOfExchanges: the duration leaves out slow storage, and a token that came
+// too late is no success.
 func TestMetricsOfExchanges(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {

@@ -57,7 +57,7 @@ func TestRotate(t *testing.T) {
 	})
 }
 
-func TestRotateThatBringsTheSameTokenIsNotRepeated(t *testing.T) {
+func TestRotateIsNotRepeatedAfterTheSameToken(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)

@@ -131,7 +131,7 @@ func TestTheSameTokenAgainChangesNothing(t *testing.T) {
 	})
 }
 
-func TestReadersGoOnWhenSettingsChangeUnderThem(t *testing.T) {
+func TestSettingsChangeUnderReaders(t *testing.T) {
 	t.Parallel()
 	for range 100 {
 		bubble(t, func(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-func TestAProofCountsThoughTheConfigCantBeStored(t *testing.T) {
+func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
@@ -36,8 +36,9 @@ func TestAProofCountsThoughTheConfigCantBeStored(t *testing.T) {
 	})
 }
 
-// Vault's clients repeat a write that was answered with a 5xx.
-func TestAFailedProofIsNotRepeatedAtOnce(t *testing.T) {
+// TestAFailedVerificationIsNotRepeatedAtOnce: Vault's clients repeat a write that was
+// answered with a 5xx.
+func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
@@ -61,7 +62,7 @@ func TestAFailedProofIsNotRepeatedAtOnce(t *testing.T) {
 	})
 }
 
-func TestAHalfDoneDeleteCanBeRepeated(t *testing.T) {
+func TestFailedDeleteCanBeRepeated(t *testing.T) {
 	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
@@ -202,4 +203,25 @@ func TestTimerIsSetAgain(t *testing.T) {
 			e.wantRequests(requests + 1)
 		})
 	}
+}
+
+// TestUnsentRequestIsRemovedFromTheLedger: the ledger was stored, but the answer of
+// storage was lost, so the request was not sent.
+func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
+		time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
+		e.storage.failAfter(func(string, string) error { return errors.New("the answer is lost") })
+		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusInternalServerError {
+			t.Error(resp, err)
+		}
+		e.storage.failAfter(nil)
+		e.minute()
+		e.restart()
+		if used := e.status("status")["token_requests_24h"]; used != 1 {
+			t.Errorf("%v requests in the ledger, want 1", used)
+		}
+	})
 }

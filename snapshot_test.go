@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestSnapshot asks a snapshot of a token that was requested at the beginning of
-// 2000 every question that it answers.
+// TestSnapshot asks every question that a snapshot answers, about a token that was
+// requested at the beginning of 2000.
 func TestSnapshot(t *testing.T) {
 	t.Parallel()
 	const (

@@ -7,14 +7,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/logical"
-
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestOversizedStoredEntries puts a megabyte and more where the engine reads:
-// it neither falls nor shows what is in there, and asks Autopay within the
-// limit that is left.
+// TestOversizedStoredEntries puts a megabyte and more where the engine reads. The
+// engine must not fall over or show what it finds, and must keep to the limit.
 func TestOversizedStoredEntries(t *testing.T) {
 	t.Parallel()
 	big := strings.Repeat("canary", 350_000)
@@ -56,9 +53,7 @@ func TestOversizedStoredEntries(t *testing.T) {
 				if raw, ok := value.(json.RawMessage); ok {
 					data = raw
 				}
-				if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: key, Value: data}); err != nil {
-					t.Fatal(err)
-				}
+				e.put(key, string(data))
 			}
 			e.restart()
 			for range 3 {

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestDecodeToken changes one thing in an entry that the engine could have
-// stored. What is understood is kept; the rest is left out and said to be damaged.
+// TestDecodeToken changes one thing in an entry that the engine could have stored. It
+// keeps the parts that it understands and reports the rest as damage.
 func TestDecodeToken(t *testing.T) {
 	t.Parallel()
 	const (
@@ -146,8 +146,8 @@ func storedToken() tokenEntry {
 	}
 }
 
-// TestStoredKinds holds the form of a failure's kind in storage, which v0.1.0
-// must be able to read after a downgrade.
+// TestStoredKinds checks how storage keeps a failure's kind, which v0.1.0 must be able
+// to read after a downgrade.
 func TestStoredKinds(t *testing.T) {
 	t.Parallel()
 	for kind, status := range map[failureKind]int{
@@ -164,7 +164,7 @@ func TestStoredKinds(t *testing.T) {
 	}
 }
 
-// TestUntilRotate is how long an operator's rotate waits after failed attempts.
+// TestUntilRotate checks how long an operator's rotate waits after failed attempts.
 func TestUntilRotate(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -235,7 +235,7 @@ func TestLedger(t *testing.T) {
 	}
 }
 
-// TestWithToken is what an entry becomes when Autopay answers with a token.
+// TestWithToken checks the entry after Autopay has answered with a token.
 func TestWithToken(t *testing.T) {
 	t.Parallel()
 	const life = 24 * time.Hour
@@ -277,7 +277,7 @@ func TestWithToken(t *testing.T) {
 	}
 }
 
-// TestWithFailedExchange is how long an entry waits after an exchange that failed.
+// TestWithFailedExchange checks the wait after an exchange that failed.
 func TestWithFailedExchange(t *testing.T) {
 	t.Parallel()
 	const sec = time.Second
@@ -288,19 +288,19 @@ func TestWithFailedExchange(t *testing.T) {
 		kind        failureKind
 		least, most time.Duration
 	}{
-		"the first":               {0, exchangeError{noToken: true}, 0, 100, unavailable, sec, sec},
-		"the second":              {1, exchangeError{noToken: true}, 0, 100, unavailable, 1500 * time.Millisecond, 2 * sec},
-		"the sixth":               {5, exchangeError{noToken: true}, 0, 100, unavailable, 24 * sec, 32 * sec},
-		"the hundredth":           {99, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
-		"a refusal":               {0, exchangeError{noToken: true, refused: true}, 0, 100, refused, refusedDelay, refusedDelay},
-		"Retry-After":             {0, exchangeError{noToken: true, retryAfter: time.Hour}, 0, 100, unavailable, time.Hour, time.Hour},
-		"a short Retry-After":     {0, exchangeError{noToken: true, refused: true, retryAfter: sec}, 0, 100, refused, refusedDelay, refusedDelay},
-		"below half of the limit": {0, exchangeError{}, 4, 10, unavailable, sec, sec},
-		"half of the limit":       {0, exchangeError{}, 5, 10, unavailable, ledgerWindow / 5, ledgerWindow / 5},
-		"the whole limit":         {0, exchangeError{}, 10, 10, unavailable, ledgerWindow, ledgerWindow},
-		"it cost no token":        {0, exchangeError{noToken: true}, 10, 10, unavailable, sec, sec},
-		"without a limit":         {0, exchangeError{}, 10, 0, unavailable, sec, sec},
-		"as often as can be told": {maxFailureCount - 1, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
+		"the first":                 {0, exchangeError{noToken: true}, 0, 100, unavailable, sec, sec},
+		"the second":                {1, exchangeError{noToken: true}, 0, 100, unavailable, 1500 * time.Millisecond, 2 * sec},
+		"the sixth":                 {5, exchangeError{noToken: true}, 0, 100, unavailable, 24 * sec, 32 * sec},
+		"the hundredth":             {99, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
+		"a refusal":                 {0, exchangeError{noToken: true, refused: true}, 0, 100, refused, refusedDelay, refusedDelay},
+		"Retry-After":               {0, exchangeError{noToken: true, retryAfter: time.Hour}, 0, 100, unavailable, time.Hour, time.Hour},
+		"a short Retry-After":       {0, exchangeError{noToken: true, refused: true, retryAfter: sec}, 0, 100, refused, refusedDelay, refusedDelay},
+		"below half of the limit":   {0, exchangeError{}, 4, 10, unavailable, sec, sec},
+		"half of the limit":         {0, exchangeError{}, 5, 10, unavailable, ledgerWindow / 5, ledgerWindow / 5},
+		"the whole limit":           {0, exchangeError{}, 10, 10, unavailable, ledgerWindow, ledgerWindow},
+		"it cost no token":          {0, exchangeError{noToken: true}, 10, 10, unavailable, sec, sec},
+		"without a limit":           {0, exchangeError{}, 10, 0, unavailable, sec, sec},
+		"the most that are counted": {maxFailureCount - 1, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
