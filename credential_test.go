@@ -43,9 +43,7 @@ func TestOperatorWhoLeavesCancelsNothing(t *testing.T) {
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if resp, err := e.do(ctx, logical.UpdateOperation, "rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
-			t.Errorf("got %v %v, want a 503", resp, err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.do(ctx, logical.UpdateOperation, "rotate", nil))
 		time.Sleep(10 * time.Second)
 		if e.token("token")["access_token"] == old {
 			t.Error("the rotation was cancelled")
@@ -108,4 +106,29 @@ func TestChangeDuringARead(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestStorageIsReadOnceTheTokenIsDead: storage fails and recovers while the token in
+// memory comes to its end.
+func TestStorageIsReadOnceTheTokenIsDead(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		standby := e.peer(consts.ReplicationPerformanceStandby)
+		old := standby.token("token")["access_token"]
+		time.Sleep(24*time.Hour - 30*time.Second - time.Millisecond) // the active node has another one
+		standby.InvalidateKey(t.Context(), "token/default")
+		e.storage.failOn("get", "", errors.New("no quorum"))
+		if got := standby.token("token")["access_token"]; got != old {
+			t.Error("another token than that in memory")
+		}
+		time.Sleep(time.Millisecond)
+		if resp, err := standby.read("token"); !strings.Contains(say(resp, err), "no quorum") {
+			t.Errorf("got %v %v, want the error of storage", resp, err)
+		}
+		e.storage.failWith(nil)
+		if got := standby.token("token")["access_token"]; got == old {
+			t.Error("a token is served within its margin")
+		}
+	})
 }

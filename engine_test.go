@@ -193,6 +193,16 @@ func (e *engine) status(path string) map[string]any {
 	return resp.Data
 }
 
+// wantCode returns a check of the HTTP status that a response or error becomes.
+func (e *engine) wantCode(want int) func(*logical.Response, error) {
+	return func(resp *logical.Response, err error) {
+		e.t.Helper()
+		if got := code(resp, err); got != want {
+			e.t.Errorf("got a %d, want a %d: %v %v", got, want, resp, err)
+		}
+	}
+}
+
 // wantRequests checks how many token requests reached Autopay.
 func (e *engine) wantRequests(want int) {
 	e.t.Helper()

@@ -133,9 +133,7 @@ func TestConfigDelete(t *testing.T) {
 				t.Errorf("left in storage: %v %v", keys, err)
 			}
 		}
-		if resp, err := e.read("token"); code(resp, err) != http.StatusBadRequest {
-			t.Errorf("token after delete: %v %v, want a 400", resp, err)
-		}
+		e.wantCode(http.StatusBadRequest)(e.read("token"))
 		time.Sleep(48 * time.Hour)
 		e.tick()
 		synctest.Wait()

@@ -152,9 +152,7 @@ func TestMetrics(t *testing.T) {
 		e.token("token/later")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if _, err := e.write("rotate/later", nil); code(nil, err) != http.StatusServiceUnavailable {
-			t.Errorf("rotate beyond the limit: %v", err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate/later", nil))
 		e.metricsHold("at the end", map[string]float64{
 			`autopay_token_requests_total{name="default",outcome="refused"}`: 1,
 			`autopay_token_requests_total{name="later",outcome="success"}`:   1,
@@ -163,9 +161,7 @@ func TestMetrics(t *testing.T) {
 		})
 		e.configure("later", "client_id", "other", "rotation_period", 5) // the token in hand stays
 		time.Sleep(time.Hour)
-		if _, err := e.read("token/later"); code(nil, err) != http.StatusServiceUnavailable {
-			t.Errorf("a read beyond the limit: %v", err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token/later"))
 		e.metricsHold("at the limit", map[string]float64{
 			`autopay_token_requests_total{name="later",outcome="limited"}`: 2,
 			`autopay_token_reads_total{name="later",outcome="error"}`:      1,
@@ -195,12 +191,8 @@ func TestMetrics(t *testing.T) {
 func TestMetricsOfUnknownNames(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
-	if resp, err := e.read("token/nobody"); code(resp, err) != http.StatusBadRequest {
-		t.Errorf("%v %v", resp, err)
-	}
-	if resp, err := e.write("config/refused", map[string]any{"client_id": testID, "client_secret": "wrong"}); code(resp, err) != http.StatusBadRequest {
-		t.Errorf("%v %v", resp, err)
-	}
+	e.wantCode(http.StatusBadRequest)(e.read("token/nobody"))
+	e.wantCode(http.StatusBadRequest)(e.write("config/refused", map[string]any{"client_id": testID, "client_secret": "wrong"}))
 	if got := e.scrape(); len(got) != 1 {
 		t.Errorf("series of names that are not configured: %v", got)
 	}
@@ -211,9 +203,7 @@ func TestMetricsOfADamagedCredential(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
 	e.put("config/broken", "?")
-	if _, err := e.read("token/broken"); code(nil, err) != http.StatusInternalServerError {
-		t.Errorf("%v", err)
-	}
+	e.wantCode(http.StatusInternalServerError)(e.read("token/broken"))
 	e.metricsHold("damaged", map[string]float64{
 		`autopay_credential_state{name="broken",state="failing"}`:  1,
 		`autopay_token_reads_total{name="broken",outcome="error"}`: 1,
@@ -260,9 +250,7 @@ func TestMetricsOfExchanges(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
 		e.storage.putTakes.Store(int64(5 * time.Second))
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
-		if resp, err := e.write("config", withSecret()); code(resp, err) != http.StatusServiceUnavailable {
-			t.Fatalf("%v %v", resp, err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.write("config", withSecret()))
 		n := e.credential("default").counters.Load()
 		if took := time.Duration(n.duration.Load()); took != 3*time.Second {
 			t.Errorf("an exchange of 3 s took %s", took)

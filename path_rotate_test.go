@@ -42,9 +42,7 @@ func TestRotate(t *testing.T) {
 		// A failed rotation keeps the token, and is repeated at next_attempt.
 		time.Sleep(youngToken)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, Times: 1})
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
-			t.Errorf("rotate: %d", code(resp, err))
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
 		resp, err := e.read("token")
 		if err != nil || resp.Data["access_token"] != now || len(resp.Warnings) != 1 {
 			t.Error(resp, err)
@@ -89,5 +87,21 @@ func TestRotateIsAnsweredWithWhatItObtained(t *testing.T) {
 		synctest.Wait()
 		wg.Go(func() { _, _ = e.write("config", map[string]any{"audience": "x", "verify": false}) })
 		wg.Wait()
+	})
+}
+
+// TestRotateAfterATimeout: the request stays in the ledger, but brought no token, so
+// the next rotate is not told that one was obtained a moment ago.
+func TestRotateAfterATimeout(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		for range 2 {
+			e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
+			time.Sleep(rotateDelay)
+		}
+		e.wantRequests(3)
 	})
 }

@@ -80,9 +80,7 @@ func TestTokenNotConfigured(t *testing.T) {
 			t.Errorf("%s: %d %q", path, code(resp, err), say(resp, err))
 		}
 	}
-	if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadRequest {
-		t.Errorf("rotate: %d", code(resp, err))
-	}
+	e.wantCode(http.StatusBadRequest)(e.write("rotate", nil))
 	if resp, err := e.read("status"); resp != nil || err != nil {
 		t.Errorf("status: %v %v, want a 404", resp, err)
 	}
@@ -103,6 +101,10 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 	resp, err := e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"name": "other"})
 	if err != nil || resp.Data["access_token"] != want {
 		t.Errorf("token?name=other reads another credential: %v %v", resp, err)
+	}
+	resp, err = e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"nmae": "other"})
+	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "nmae") {
+		t.Errorf("token?nmae=other: %v %v, want a warning about nmae", resp, err)
 	}
 }
 

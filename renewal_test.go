@@ -44,9 +44,7 @@ func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
 		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
 		for range 3 {
-			if _, err := e.write("config", map[string]any{"client_secret": "x"}); code(nil, err) != http.StatusServiceUnavailable {
-				t.Fatal(err)
-			}
+			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_secret": "x"}))
 			time.Sleep(time.Second)
 		}
 		e.wantRequests(2)
@@ -106,9 +104,7 @@ func TestFailedWritesMayHaveBeenDone(t *testing.T) {
 				}
 				return nil
 			})
-			if resp, err := e.do(t.Context(), test.op, "config", test.data); code(resp, err) != http.StatusInternalServerError {
-				t.Errorf("got %v %v, want a 500", resp, err)
-			}
+			e.wantCode(http.StatusInternalServerError)(e.do(t.Context(), test.op, "config", test.data))
 			e.storage.failAfter(nil)
 			resp, err := e.read(test.path)
 			if err != nil || (resp == nil) != (test.want == nil) {
@@ -131,12 +127,8 @@ func TestDamageStaysAfterARefusedWrite(t *testing.T) {
 	e.put("config/default", "{")
 	data := withSecret()
 	data["client_secret"] = "wrong"
-	if resp, err := e.write("config", data); code(resp, err) != http.StatusBadRequest {
-		t.Error(resp, err)
-	}
-	if resp, err := e.read("status"); code(resp, err) != http.StatusInternalServerError {
-		t.Errorf("status: %v %v, want a 500", resp, err)
-	}
+	e.wantCode(http.StatusBadRequest)(e.write("config", data))
+	e.wantCode(http.StatusInternalServerError)(e.read("status"))
 }
 
 func TestLedgerOutlivesFailedCreations(t *testing.T) {
@@ -163,9 +155,7 @@ func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		e.sim.SetFault(retryAfter(503, "3600"))
 		e.storage.failPuts(func(n int) bool { return n == 2 }) // the first is the ledger with the request
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
-			t.Error(resp, err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
 		e.storage.failWith(nil)
 		e.configure("default", "request_timeout", 20, "verify", false)
 		e.minute()
@@ -214,9 +204,7 @@ func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
 		time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
 		e.storage.failAfter(func(string, string) error { return errors.New("the answer is lost") })
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusInternalServerError {
-			t.Error(resp, err)
-		}
+		e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
 		e.storage.failAfter(nil)
 		e.minute()
 		e.restart()

@@ -119,14 +119,10 @@ func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
 		e.tick()
 		synctest.Wait()
 		e.wantRequests(1) // refused: the next attempt is in 5 minutes
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadGateway {
-			t.Errorf("rotate at once: %d %v, want the last error", code(resp, err), err)
-		}
+		e.wantCode(http.StatusBadGateway)(e.write("rotate", nil))
 		e.wantRequests(1)
 		time.Sleep(rotateDelay)
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadGateway {
-			t.Errorf("rotate after 5 s: %d %v, want a new refusal", code(resp, err), err)
-		}
+		e.wantCode(http.StatusBadGateway)(e.write("rotate", nil))
 		e.wantRequests(2)
 		e.configure("default")
 		e.wantRequests(3)
@@ -187,9 +183,7 @@ func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
 		time.Sleep(18*time.Hour + 10*time.Second)
 		e.wantRequests(2) // refused: the next attempt is in 5 minutes
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 503})
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
-			t.Errorf("rotate: %v %v", resp, err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
 		e.wantRequests(3)
 		time.Sleep(4 * time.Minute)
 		e.wantRequests(3)

@@ -39,9 +39,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 			e.configure("default")
 			token := e.token("token")["access_token"]
 			e.storage.failOn("put", prefix, errors.New("disk full"))
-			if resp, err := e.write("config", map[string]any{"client_id": "second"}); code(resp, err) != http.StatusInternalServerError {
-				t.Errorf("the write got %v %v, want a 500", resp, err)
-			}
+			e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
 			e.storage.failWith(nil)
 			e.restart()
 			if e.token("token")["access_token"] != token {
@@ -131,15 +129,9 @@ func TestRule8Ledger(t *testing.T) {
 		}
 		e.sim.SetFault(autopaysim.Fault{})
 		e.tick()
-		if resp, err := e.read("token"); code(resp, err) != http.StatusServiceUnavailable {
-			t.Fatalf("at the limit: %v %v", resp, err)
-		}
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
-			t.Fatalf("rotate at the limit: %v %v", resp, err)
-		}
-		if resp, err := e.write("config", map[string]any{"client_secret": "new"}); code(resp, err) != http.StatusServiceUnavailable {
-			t.Fatalf("config at the limit: %v %v", resp, err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
+		e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_secret": "new"}))
 		e.wantRequests(3)
 		e.configure("default", "token_request_limit", 4) // raising it helps at once
 		e.token("token")
