@@ -39,6 +39,12 @@ func TestLifecycle(t *testing.T) {
 		if got := e.storage.writes.Load(); got != writes {
 			t.Errorf("%d writes after clean", got-writes)
 		}
+		if c := e.credential("default"); c.timer != nil {
+			t.Error("a timer is set after clean")
+		}
+		if !strings.Contains(e.logs.String(), "mount=autopay/ name=default") {
+			t.Errorf("the log does not name the mount:\n%s", e.logs)
+		}
 		for range 2 {
 			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_id": "other"}))
 		}

@@ -124,9 +124,22 @@ func TestConfigNames(t *testing.T) {
 		e.configure(name)
 		e.token("token/" + name)
 	}
-	resp, err := e.do(t.Context(), logical.ListOperation, "config/", nil)
-	if err != nil || !slices.Equal(resp.Data["keys"].([]string), []string{"Oslo_2", "a", "no.oslo-1", strings.Repeat("x", 128)}) {
-		t.Errorf("list: %v %v", resp, err)
+	all := []string{"Oslo_2", "a", "no.oslo-1", strings.Repeat("x", 128)}
+	for _, page := range []struct {
+		query map[string]any // as OpenBao's clients send it
+		want  []string
+	}{
+		{nil, all},
+		{map[string]any{"limit": 2}, all[:2]},
+		{map[string]any{"after": "a"}, all[2:]},
+		{map[string]any{"after": "a", "limit": 1}, all[2:3]},
+		{map[string]any{"after": "b", "limit": 9}, all[2:]},
+		{map[string]any{"limit": 0}, all},
+	} {
+		resp, err := e.do(t.Context(), logical.ListOperation, "config/", page.query)
+		if err != nil || !slices.Equal(resp.Data["keys"].([]string), page.want) {
+			t.Errorf("list %v: %v %v, want %v", page.query, resp, err, page.want)
+		}
 	}
 }
 

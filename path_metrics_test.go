@@ -165,6 +165,7 @@ func TestMetrics(t *testing.T) {
 		e.metricsHold("at the limit", map[string]float64{
 			`autopay_token_requests_total{name="later",outcome="limited"}`: 2,
 			`autopay_token_reads_total{name="later",outcome="error"}`:      1,
+			`autopay_token_next_rotation_timestamp_seconds{name="later"}`:  now + 106*60 + 86400,
 		})
 
 		// The series of a deleted credential end. A new one of that name starts at 0.

@@ -102,6 +102,5 @@ func TestRotateAfterATimeout(t *testing.T) {
 			e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
 			time.Sleep(rotateDelay)
 		}
-		e.wantRequests(3)
 	})
 }

@@ -51,3 +51,19 @@ func TestStatus(t *testing.T) {
 		}
 	})
 }
+
+// TestStatusAtTheLimit: the wait after a failure ends before the limit allows another
+// request.
+func TestStatusAtTheLimit(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "token_request_limit", 2)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		time.Sleep(18*time.Hour + 11*time.Second)
+		e.configure("default", "token_request_limit", 2, "request_timeout", 20) // an hour's wait at most
+		got := e.status("status")
+		if want := "2000-01-02T00:00:00Z"; got["next_attempt"] != want || got["next_rotation"] != want || got["consecutive_failures"] != 1 {
+			t.Errorf("got %v, want the next attempt at %s", got, want)
+		}
+	})
+}
