@@ -216,6 +216,9 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 		active.storage.failOn("put", "", errors.New(logical.ErrReadOnly.Error()))
 		wg.Wait()
 		active.storage.failWith(nil)
+		if a, b := active.token("token"), node.token("token"); a["access_token"] != b["access_token"] {
+			t.Error("a token is served that storage did not take")
+		}
 		time.Sleep(2 * time.Minute)
 		active.InvalidateKey(t.Context(), "token/default")
 		if _, err := active.write("rotate", nil); err != nil {

@@ -238,25 +238,27 @@ func TestLedger(t *testing.T) {
 // TestWithToken checks the entry after Autopay has answered with a token.
 func TestWithToken(t *testing.T) {
 	t.Parallel()
-	const life = 24 * time.Hour
+	const life, few = 24 * time.Hour, 6 * time.Second
 	for name, test := range map[string]struct {
 		token               string // Autopay's answer; the one in hand is "a"
+		life                time.Duration
 		at                  time.Duration
 		obtained, ends, due time.Duration // since the token in hand; due 0: as scheduled
 	}{
-		"another token":                {"b", 18 * time.Hour, 18 * time.Hour, 18*time.Hour + life, 0},
-		"another, a second later":      {"b", time.Second, time.Second, time.Second + life, 0},
-		"another in the same second":   {"b", time.Second - 1, time.Second, life, 0},
-		"another, by a clock set back": {"b", -time.Hour, -time.Hour, life - time.Hour, 0},
-		"the same, live":               {"a", 18 * time.Hour, 0, life, 21 * time.Hour},
-		"the same, close to its end":   {"a", life - 31*time.Second, 0, life, life - 31*time.Second + 31*time.Second/2},
-		"the same, shortly before":     {"a", life - 30*time.Second - 1, 0, life, life - 30*time.Second - 1 + (30*time.Second+1)/2},
-		"the same, reissued":           {"a", 34 * time.Hour, 0, 34*time.Hour + life, 34*time.Hour + life/2},
+		"another token":                {"b", life, 18 * time.Hour, 18 * time.Hour, 18*time.Hour + life, 0},
+		"another, a second later":      {"b", life, time.Second, time.Second, time.Second + life, 0},
+		"another in the same second":   {"b", life, time.Second - 1, time.Second, life, 0},
+		"another, by a clock set back": {"b", life, -time.Hour, -time.Hour, life - time.Hour, 0},
+		"the same, live":               {"a", life, 18 * time.Hour, 0, life, 21 * time.Hour},
+		"the same, close to its end":   {"a", life, life - 31*time.Second, 0, life, life - 31*time.Second + 31*time.Second/2},
+		"the same, shortly before":     {"a", life, life - 30*time.Second - 1, 0, life, life - 30*time.Second - 1 + (30*time.Second+1)/2},
+		"the same, reissued":           {"a", life, 34 * time.Hour, 0, 34*time.Hour + life, 34*time.Hour + life/2},
+		"the same, of a few seconds":   {"a", few, 5 * time.Second, 0, few, 10 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			// A clock in another zone: what is stored is UTC.
-			begun, answer := start2000.In(time.FixedZone("", 7200)), tokenAnswer{"a", "s", life}
+			begun, answer := start2000.In(time.FixedZone("", 7200)), tokenAnswer{"a", "s", test.life}
 			entry := tokenEntry{Failure: &failedAttempt{Count: 1}}.withToken("g", answer, begun, begun)
 			answer.accessToken = test.token
 			now := begun.Add(test.at)
