@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -68,5 +70,24 @@ func TestOversizedStoredEntries(t *testing.T) {
 			}
 			e.wantRequests(test.requests)
 		})
+	}
+}
+
+func TestNothingIsWrittenAfterStop(t *testing.T) {
+	t.Parallel()
+	e := configured(t)
+	writes := e.storage.writes.Load()
+	e.stop()
+	for what, err := range map[string]error{
+		"config": e.putConfig(e.life, "default", newConfigEntry()),
+		"token":  e.putToken(e.life, "default", tokenEntry{}),
+		"delete": e.deleteKey(e.life, "token/default"),
+	} {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if got := e.storage.writes.Load(); got != writes {
+		t.Errorf("%d writes", got-writes)
 	}
 }
