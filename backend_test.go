@@ -39,10 +39,12 @@ func TestLifecycle(t *testing.T) {
 		if got := e.storage.writes.Load(); got != writes {
 			t.Errorf("%d writes after clean", got-writes)
 		}
-		e.InvalidateKey(t.Context(), "token/default")
-		_, _ = e.read("token") // reads storage again, which sets the timer of a running mount
-		if c := e.credential("default"); c.timer != nil {
-			t.Error("a timer is set after clean")
+		for range 2 {
+			if c := e.credential("default"); c.timer != nil {
+				t.Error("a timer is set after clean")
+			}
+			e.InvalidateKey(t.Context(), "token/default")
+			_, _ = e.read("token") // reads storage again, which sets the timer of a running mount
 		}
 		if !strings.Contains(e.logs.String(), "mount=autopay/ name=default") {
 			t.Errorf("the log does not name the mount:\n%s", e.logs)

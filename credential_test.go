@@ -132,3 +132,24 @@ func TestStorageIsReadOnceTheTokenIsDead(t *testing.T) {
 		}
 	})
 }
+
+// TestDeletedInTheMeantime: a rotate and a read wait behind a delete.
+func TestDeletedInTheMeantime(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		var wg sync.WaitGroup
+		for _, do := range []func(){
+			func() { e.wantCode(http.StatusOK)(e.write("rotate", nil)) }, // holds the slot
+			func() { e.wantCode(http.StatusNotFound)(e.delete("config")) },
+			func() { e.wantCode(http.StatusBadRequest)(e.write("rotate", nil)) },
+			func() { e.wantCode(http.StatusBadRequest)(e.read("token")) },
+		} {
+			wg.Go(do)
+			synctest.Wait()
+		}
+		wg.Wait()
+		e.wantRequests(1)
+	})
+}
