@@ -102,9 +102,9 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 	if err != nil || resp.Data["access_token"] != want {
 		t.Errorf("token?name=other reads another credential: %v %v", resp, err)
 	}
-	resp, err = e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"nmae": "other"})
-	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "nmae") {
-		t.Errorf("token?nmae=other: %v %v, want a warning about nmae", resp, err)
+	resp, err = e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"colour": "other"})
+	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "colour") {
+		t.Errorf("token?colour=other: %v %v, want a warning about colour", resp, err)
 	}
 }
 
