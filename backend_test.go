@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -28,8 +29,14 @@ func TestLifecycle(t *testing.T) {
 		time.Sleep(18 * time.Hour) // the refresh is under way and hangs
 		synctest.Wait()
 		begun := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() { // sets the timer meanwhile
+			e.InvalidateKey(t.Context(), "token/default")
+			_, _ = e.read("token")
+		})
 		e.clean(t.Context())
 		e.clean(t.Context())
+		wg.Wait()
 		if took := time.Since(begun); took > time.Second {
 			t.Errorf("clean took %s", took)
 		}

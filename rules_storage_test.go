@@ -212,6 +212,7 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 		}
 		e.storage.failWith(nil)
 		e.tick()
+		e.tick() // while the first stores the entry
 		synctest.Wait()
 		e.restart()
 		if e.token("token")["access_token"] != token {
