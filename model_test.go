@@ -1,10 +1,14 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,12 +20,12 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// modelRuns is how many random lives TestModel lives through; each has its own fixed seed.
+// modelRuns is how many random lives TestModel runs. Each has a fixed seed of its own.
 var modelRuns = flag.Int("model.runs", 10, "random runs of TestModel")
 
 // model is one random life of a mount: 30 days of readers, operators, outages,
-// refusals, restarts, standby times and storage faults. After every step, and
-// for every request that reaches Autopay, the ten rules are checked.
+// refusals, restarts, times as a standby and failing storage. It checks the ten rules
+// after every step and for every request that reaches Autopay.
 type model struct {
 	t       *testing.T
 	rng     *rand.Rand
@@ -33,7 +37,7 @@ type model struct {
 	ill     bool   // a fault is set at Autopay, or a secret is wrong
 	since   time.Time
 	patient bool // its outages are long
-	lossy   bool // storage has failed in this run: strike-outs may be lost
+	lossy   bool // storage has failed in this run, so removals from the ledger may be lost
 	stats   *modelStats
 	mu      sync.Mutex // guards the credentials and the windows against onRequest
 }
@@ -50,7 +54,7 @@ type modelCredential struct {
 	name, id string // id: the client of the config in force
 	limit    int
 	counted  []time.Time // requests that may have cost a token
-	failed   time.Time   // when the last attempt that nobody ordered failed; zero: it did not
+	failed   time.Time   // when the last attempt that no operator wanted failed; zero: it did not
 	refused  bool        // as a refusal
 	operator string      // path of the operator's write under way
 }
@@ -71,7 +75,7 @@ func TestModel(t *testing.T) {
 		for seed := range *modelRuns {
 			t.Run(fmt.Sprint(seed), func(t *testing.T) {
 				t.Parallel()
-				synctest.Test(t, func(t *testing.T) { live(t, uint64(seed), stats) })
+				bubble(t, func(t *testing.T) { live(t, uint64(seed), stats) })
 			})
 		}
 	})
@@ -115,7 +119,8 @@ func (m *model) lifetime() time.Duration {
 	return time.Minute << m.rng.IntN(16) * time.Duration(100+m.rng.IntN(32)) / 100
 }
 
-// pause is milliseconds to a day and a half; minutes at most in an outage, but in every eighth run.
+// pause is milliseconds to a day and a half. In an outage it is minutes at most, except
+// in every eighth run.
 func (m *model) pause() time.Duration {
 	longest := 28
 	if m.ill && !m.patient {
@@ -209,7 +214,7 @@ func (m *model) operate(c *modelCredential, path string, data map[string]any) bo
 	return err == nil && !resp.IsError()
 }
 
-// heal ends whatever is wrong, with the tick that finds it out.
+// heal ends all faults, with the tick that notices it.
 func (m *model) heal() {
 	now := time.Now()
 	m.e.sim.SetFault(autopaysim.Fault{})
@@ -226,7 +231,7 @@ func (m *model) heal() {
 	m.e.tick()
 }
 
-// restart ends the process and starts another: the same tokens go on (rule 6).
+// restart ends the process and starts another, which must serve the same tokens (rule 6).
 func (m *model) restart() {
 	m.stats.restarts.Add(1)
 	synctest.Wait()
@@ -248,5 +253,127 @@ func (m *model) restart() {
 		if resp, err := m.e.read("token/" + name); err != nil || resp.Data["access_token"] != token {
 			m.t.Errorf("rule 6: another token after a restart: %v %v", resp, err)
 		}
+	}
+}
+
+// read reads a token and checks the rules that a reader relies on.
+func (m *model) read(c *modelCredential) {
+	m.stats.reads.Add(1)
+	begun := time.Now()
+	s := m.e.credential(c.name).snap.Load()
+	had := s != nil && s.live(begun)
+	resp, err := m.e.read("token/" + c.name)
+	now := time.Now()
+	if took := now.Sub(begun); had && took > 0 {
+		m.t.Errorf("rule 1: a reader of a live token waited %s", took)
+	}
+	s = m.e.credential(c.name).snap.Load()
+	well := !m.ill && !m.standby.holds(now) && !m.noDisk.holds(now)
+	if err != nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		used := 0
+		for _, at := range c.counted {
+			if now.Sub(at) <= ledgerWindow+time.Second {
+				used++
+			}
+		}
+		switch {
+		case had:
+			m.t.Errorf("rule 1: a live token was not served: %v", err)
+		case !well || s.entry.Failure != nil: // it may fail
+		case s.limited(now) == nil:
+			m.t.Errorf("rule 3: no token though nothing is wrong: %v", err)
+		case !m.lossy && used < c.limit:
+			m.t.Errorf("rule 8: limited with %d of %d requests used", used, c.limit)
+		}
+		return
+	}
+	token := resp.Data["access_token"].(string)
+	if owner := m.owner(token); owner != c.id {
+		m.t.Errorf("rules 4 and 7: a token of %q was served for %q", owner, c.id)
+	}
+	expire, _ := time.Parse(time.RFC3339, resp.Data["expire_time"].(string))
+	lifetime := s.entry.lifetime()
+	spare := expire.Sub(now) - min(30*time.Second, lifetime/20)
+	if spare <= 0 {
+		m.t.Errorf("rule 4: a token was served %s after its margin began", -spare)
+	}
+	if well && now.Sub(m.since) > time.Minute && s.problem(now) == nil && now.Sub(s.scheduled) > time.Second && m.e.credential(c.name).flight == nil {
+		m.t.Errorf("rule 3: the token is %s overdue though nothing is wrong", now.Sub(s.scheduled))
+	}
+	if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > max(5, resp.Data["rotation_period"].(int64)) || len(resp.Warnings) > 0 && ttl > 60 {
+		m.t.Errorf("rule 5: ttl %d with warnings %v", ttl, resp.Warnings)
+	}
+	m.stats.mu.Lock()
+	m.stats.life = min(m.stats.life, spare)
+	m.stats.mu.Unlock()
+}
+
+// owner asks Autopay's protected resource whose token it is; "" if it is dead.
+func (m *model) owner(token string) string {
+	rec := httptest.NewRecorder()
+	req := httptest.NewRequestWithContext(m.t.Context(), http.MethodGet, autopaysim.ResourcePath, nil)
+	req.Header.Set("Authorization", "Bearer "+token)
+	m.e.sim.ServeHTTP(rec, req)
+	var said struct {
+		ClientID string `json:"client_id"`
+	}
+	_ = json.Unmarshal(rec.Body.Bytes(), &said)
+	return said.ClientID
+}
+
+// onRequest checks a request to Autopay, once it is answered.
+func (m *model) onRequest(entry autopaysim.Entry) {
+	if entry.Path != autopaysim.TokenPath {
+		return
+	}
+	m.stats.requests.Add(1)
+	c := m.byID[entry.ClientID]
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.standby.holds(entry.Time) {
+		m.t.Errorf("rule 10: a standby asked Autopay")
+	}
+	if m.noDisk.holds(entry.Time) {
+		m.t.Errorf("rule 8: a request was sent that was not stored in the ledger")
+	}
+	if n := m.e.sim.Stats().Clients[entry.ClientID].MaxInFlight; n > 1 {
+		m.t.Errorf("rule 2: %d requests in flight", n)
+	}
+	if !c.failed.IsZero() && c.operator == "" {
+		gap, least := entry.Time.Sub(c.failed), time.Second
+		if c.refused {
+			least = 5 * time.Minute
+		}
+		if gap < least {
+			m.t.Errorf("rule 5: a request came %s after a failure, want at least %s", gap, least)
+		}
+		m.stats.mu.Lock()
+		m.stats.gap = min(m.stats.gap, gap)
+		m.stats.mu.Unlock()
+	}
+	if entry.Status/100 == 2 || entry.Status == 0 { // it may have cost a token
+		used := 1
+		for _, at := range c.counted {
+			if entry.Time.Sub(at) < ledgerWindow {
+				used++
+			}
+		}
+		c.counted = append(c.counted, entry.Time)
+		if used > c.limit {
+			m.t.Errorf("rule 8: %d requests in 24 h, the limit is %d", used, c.limit)
+		}
+		m.stats.mu.Lock()
+		m.stats.full = max(m.stats.full, float64(used)/float64(c.limit))
+		m.stats.mu.Unlock()
+	}
+	switch good := entry.Status == http.StatusOK && (entry.Fault == "" || entry.Fault == "delay" || entry.Fault == "same_token"); {
+	case good:
+		c.failed = time.Time{}
+	case entry.Status == 0 && entry.Fault != "close" && entry.Duration < defaultRequestTimeout*time.Second:
+		// The process ended before the answer came, so its successor may ask at once.
+	case !strings.HasPrefix(c.operator, "config"): // a failed verification changes nothing
+		c.failed, c.refused = time.Now(), entry.Status/100 == 4 && entry.Status != http.StatusTooManyRequests
 	}
 }

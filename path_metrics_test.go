@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -61,7 +62,7 @@ func series(family string, m *dto.Metric) string {
 	return family + "{" + strings.Join(labels, ",") + "}"
 }
 
-// value is a counter's, a gauge's, or the number of a histogram's observations.
+// value is that of a counter or gauge, or the number of a histogram's observations.
 func value(m *dto.Metric) float64 {
 	if m.Histogram != nil {
 		return float64(m.Histogram.GetSampleCount())
@@ -69,7 +70,7 @@ func value(m *dto.Metric) float64 {
 	return m.GetCounter().GetValue() + m.GetGauge().GetValue()
 }
 
-// metricsHold fails the test for each series that is not as wanted; -1 wants it absent.
+// metricsHold compares series with what is wanted; -1 means that it must be absent.
 func (e *engine) metricsHold(when string, want map[string]float64) {
 	e.t.Helper()
 	got := e.scrape()
@@ -82,7 +83,7 @@ func (e *engine) metricsHold(when string, want map[string]float64) {
 
 func TestMetrics(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour, Clients: map[string]string{testID: testSecret, "other": testSecret}})
 		now := float64(time.Now().Unix())
 		if got := e.scrape(); len(got) != 1 || got[`autopay_build_info{version="`+version+`"}`] != 1 {
@@ -119,7 +120,7 @@ func TestMetrics(t *testing.T) {
 			`autopay_token_request_limit{name="later"}`:                      1,
 		})
 
-		// The refresh fails, the live token is served; then it dies.
+		// The refresh fails, and the live token is served until it dies.
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, ClientID: testID})
 		time.Sleep(46 * time.Minute)
 		synctest.Wait()
@@ -146,14 +147,12 @@ func TestMetrics(t *testing.T) {
 			`autopay_token_reads_total{name="default",outcome="ok"}`:    2,
 		})
 
-		// A refusal, and a request that the limit holds back.
+		// A refusal, and a request that the limit prevents.
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401, ClientID: testID})
 		e.token("token/later")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if _, err := e.write("rotate/later", nil); code(nil, err) != http.StatusServiceUnavailable {
-			t.Errorf("rotate beyond the limit: %v", err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate/later", nil))
 		e.metricsHold("at the end", map[string]float64{
 			`autopay_token_requests_total{name="default",outcome="refused"}`: 1,
 			`autopay_token_requests_total{name="later",outcome="success"}`:   1,
@@ -162,16 +161,15 @@ func TestMetrics(t *testing.T) {
 		})
 		e.configure("later", "client_id", "other", "rotation_period", 5) // the token in hand stays
 		time.Sleep(time.Hour)
-		if _, err := e.read("token/later"); code(nil, err) != http.StatusServiceUnavailable {
-			t.Errorf("a read beyond the limit: %v", err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token/later"))
 		e.metricsHold("at the limit", map[string]float64{
 			`autopay_token_requests_total{name="later",outcome="limited"}`: 2,
 			`autopay_token_reads_total{name="later",outcome="error"}`:      1,
+			`autopay_token_next_rotation_timestamp_seconds{name="later"}`:  now + 106*60 + 86400,
 		})
 
-		// A deleted credential's series go, and one of the same name starts anew.
-		if _, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); err != nil {
+		// The series of a deleted credential end. A new one of that name starts at 0.
+		if _, err := e.delete("config"); err != nil {
 			t.Fatal(err)
 		}
 		for s := range e.scrape() {
@@ -190,36 +188,38 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// TestMetricsOfUnknownNames shows that readers and refused writers make no series.
+// TestMetricsOfUnknownNames: a read or a refused write starts no series.
 func TestMetricsOfUnknownNames(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
-	if resp, err := e.read("token/nobody"); code(resp, err) != http.StatusBadRequest {
-		t.Errorf("%v %v", resp, err)
-	}
-	if resp, err := e.write("config/refused", map[string]any{"client_id": testID, "client_secret": "wrong"}); code(resp, err) != http.StatusBadRequest {
-		t.Errorf("%v %v", resp, err)
-	}
+	e.wantCode(http.StatusBadRequest)(e.read("token/nobody"))
+	e.wantCode(http.StatusBadRequest)(e.write("config/refused", map[string]any{"client_id": testID, "client_secret": "wrong"}))
 	if got := e.scrape(); len(got) != 1 {
 		t.Errorf("series of names that are not configured: %v", got)
 	}
 }
 
-// TestMetricsOfADamagedCredential shows it as one that serves nobody.
+// TestMetricsOfADamagedCredential: it counts as failing.
 func TestMetricsOfADamagedCredential(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
-	if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/broken", Value: []byte("?")}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := e.read("token/broken"); code(nil, err) != http.StatusInternalServerError {
-		t.Errorf("%v", err)
-	}
+	e.put("config/broken", "?")
+	e.wantCode(http.StatusInternalServerError)(e.read("token/broken"))
 	e.metricsHold("damaged", map[string]float64{
 		`autopay_credential_state{name="broken",state="failing"}`:  1,
 		`autopay_token_reads_total{name="broken",outcome="error"}`: 1,
 		`autopay_token_request_limit{name="broken"}`:               -1,
 	})
+}
+
+// TestMetricsAreTheActiveNodes: those of a standby without readers would be old.
+func TestMetricsAreTheActiveNodes(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+	if _, err := e.read("metrics"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+		t.Errorf("got %v, want read-only, so that Vault passes it on", err)
+	}
 }
 
 func TestMetricsHistogram(t *testing.T) {
@@ -243,17 +243,15 @@ func TestMetricsHistogram(t *testing.T) {
 	}
 }
 
-// TestMetricsOfExchanges looks at what is counted: the time at Autopay, less
-// that of a slow storage, and a token that came too late as no success.
+// TestMetricsOfExchanges: the duration leaves out slow storage, and a token that came
+// too late is no success.
 func TestMetricsOfExchanges(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
 		e.storage.putTakes.Store(int64(5 * time.Second))
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
-		if resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": testSecret}); code(resp, err) != http.StatusServiceUnavailable {
-			t.Fatalf("%v %v", resp, err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.write("config", withSecret()))
 		n := e.credential("default").counters.Load()
 		if took := time.Duration(n.duration.Load()); took != 3*time.Second {
 			t.Errorf("an exchange of 3 s took %s", took)

@@ -11,8 +11,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// These run in one process, storage and the stand-in for Autopay included:
-// they measure the engine, less Vault and gRPC.
+// The benchmarks measure the engine without Vault and gRPC. Storage and the stand-in
+// for Autopay run in the same process.
 
 // newBenchEngine is a production backend on storage that holds n credentials, name-0 and
 // up, with a fresh token each.
@@ -52,8 +52,8 @@ func tokenRead(name string) *logical.Request {
 	return &logical.Request{Operation: logical.ReadOperation, Path: "token/" + name, MountPoint: "autopay/"}
 }
 
-// mustAnswer fails the benchmark unless a read was answered with a token. It
-// is no helper, for that takes as long as the read.
+// mustAnswer fails the benchmark unless a read was answered with a token. It does
+// not call b.Helper, which takes as long as the read.
 func mustAnswer(b *testing.B, resp *logical.Response, err error) { //nolint:thelper // see above
 	if err != nil || resp == nil || resp.Data["access_token"] == nil {
 		b.Fatalf("no token: %v, %v", resp, err)
@@ -74,12 +74,11 @@ func BenchmarkHotRead(b *testing.B) {
 	}
 }
 
-// TestHotReadAllocations keeps what a hot read leaves to the garbage collector
-// small: the response, its map and the values in it.
+// TestHotReadAllocations limits what a hot read leaves to the garbage collector: the
+// response, its map and the values in it.
 func TestHotReadAllocations(t *testing.T) { //nolint:paralleltest // counts allocations
 	const most = 6
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	e.token("token")
 	req := &logical.Request{Operation: logical.ReadOperation, Path: "token", MountPoint: "autopay/"}
 	ctx := t.Context()
@@ -89,7 +88,7 @@ func TestHotReadAllocations(t *testing.T) { //nolint:paralleltest // counts allo
 		}
 	})
 	if got > most {
-		t.Errorf("%.0f allocations for a read of a live token, at most %d are right", got, most)
+		t.Errorf("%.0f allocations for a read of a live token, want at most %d", got, most)
 	}
 }
 
@@ -105,7 +104,7 @@ func BenchmarkHotReadContended(b *testing.B) {
 	})
 }
 
-// BenchmarkFrameworkRead is the same read through the framework, as without hotRead.
+// BenchmarkFrameworkRead is the same read through the framework, without hotRead.
 func BenchmarkFrameworkRead(b *testing.B) {
 	e, req, ctx := newBenchEngine(b, 1, options{}), tokenRead("name-0"), b.Context()
 	b.ReportAllocs()
@@ -115,8 +114,8 @@ func BenchmarkFrameworkRead(b *testing.B) {
 	}
 }
 
-// BenchmarkColdRead is the first read of a credential stored unproved: the
-// ledger written, one exchange with the stand-in, the token written.
+// BenchmarkColdRead is the first read of a credential that was stored unverified:
+// it stores the ledger, makes one exchange with the stand-in and stores the token.
 func BenchmarkColdRead(b *testing.B) {
 	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
 	b.Cleanup(sim.Close)

@@ -14,26 +14,15 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// attempts are the times since the bubble's start at which requests reached
-// Autopay from the n-th on.
-func (e *engine) attempts(n int) []time.Duration {
-	var at []time.Duration
-	for _, entry := range e.sim.Log()[n:] {
-		at = append(at, entry.Time.Sub(start2000))
-	}
-	return at
-}
-
 func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
 		token := e.token("token")["access_token"]
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500})
 		time.Sleep(18*time.Hour + time.Second)
 		synctest.Wait()
-		for range 6*3600 - 40 { // to the end of its life
+		for range 6*3600 - 40 { // to the end of the token's life
 			resp, err := e.read("token")
 			if err != nil || resp.Data["access_token"] != token || len(resp.Warnings) != 1 {
 				t.Fatalf("after %s: %v %v, want the old token and a warning", time.Since(start2000), resp, err)
@@ -54,24 +43,11 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 		if state := e.status("status")["state"]; state != "failing" {
 			t.Errorf("state %v, want failing", state)
 		}
-		// It heals without a reader.
+		// It recovers without a reader.
 		e.sim.SetFault(autopaysim.Fault{})
 		time.Sleep(time.Minute)
 		if got := e.status("status"); got["state"] != "ok" || got["consecutive_failures"] != 0 || got["last_error"] != "" {
 			t.Errorf("a minute after Autopay is back: %v", got)
-		}
-	})
-}
-
-func TestRule5ReadersComeBackWithinAMinute(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		e.sim.SetFault(retryAfter(503, "3600"))
-		time.Sleep(18*time.Hour + time.Second)
-		if ttl := e.token("token")["ttl"]; ttl != int64(60) {
-			t.Errorf("ttl %v with the next attempt an hour away, want 60", ttl)
 		}
 	})
 }
@@ -82,7 +58,7 @@ func TestRule5Backoff(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault autopaysim.Fault
 		code  int
-		gaps  [][2]time.Duration // between the attempts, least and most; the last goes for all that follow
+		gaps  [][2]time.Duration // between the attempts, least and most; the last counts for all that follow
 	}{
 		"status 500": {
 			autopaysim.Fault{Kind: "status", Status: 500},
@@ -105,61 +81,48 @@ func TestRule5Backoff(t *testing.T) {
 		"Retry-After in words":    {retryAfter(503, "soon"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
 		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{})
-				e.configure("default", "verify", false, "token_request_limit", 0)
-				e.sim.SetFault(test.fault)
-				resp, err := e.read("token")
-				if code(resp, err) != test.code {
-					t.Errorf("the first reader got %d %v, want %d", code(resp, err), err, test.code)
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t, "verify", false, "token_request_limit", 0)
+			e.sim.SetFault(test.fault)
+			resp, err := e.read("token")
+			if code(resp, err) != test.code {
+				t.Errorf("the first reader got %d %v, want %d", code(resp, err), err, test.code)
+			}
+			// Until the next attempt, every reader gets the last error at once.
+			for range 100 {
+				before := time.Now()
+				resp, again := e.read("token")
+				if code(resp, again) != test.code || again.Error() != err.Error() || time.Since(before) > 0 {
+					t.Fatalf("before the next attempt, a reader got %d %v after %s, want %v", code(resp, again), again, time.Since(before), err)
 				}
-				// In between every reader gets the last error at once.
-				for range 100 {
-					before := time.Now()
-					resp, again := e.read("token")
-					if code(resp, again) != test.code || again.Error() != err.Error() || time.Since(before) > 0 {
-						t.Fatalf("a reader in between got %d %v after %s, want %v", code(resp, again), again, time.Since(before), err)
-					}
+			}
+			e.wantRequests(1)
+			time.Sleep(2 * time.Hour)
+			at := e.attempts(0)
+			if len(at) < 2 {
+				t.Fatalf("%d attempts in 2 hours", len(at))
+			}
+			for i := 1; i < len(at); i++ {
+				gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]
+				if gap < want[0] || gap > want[1] {
+					t.Fatalf("attempt %d came %s after the one before, want %s to %s", i, gap, want[0], want[1])
 				}
-				e.wantRequests(1)
-				time.Sleep(2 * time.Hour)
-				at := e.attempts(0)
-				if len(at) < 2 {
-					t.Fatalf("%d attempts in 2 hours", len(at))
-				}
-				for i := 1; i < len(at); i++ {
-					gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]
-					if gap < want[0] || gap > want[1] {
-						t.Fatalf("attempt %d came %s after the one before, want %s to %s", i, gap, want[0], want[1])
-					}
-				}
-			})
+			}
 		})
 	}
 }
 
-func retryAfter(status int, value string) autopaysim.Fault {
-	return autopaysim.Fault{Kind: "status", Status: status, Header: http.Header{"Retry-After": {value}}}
-}
-
 func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "client_secret", "not-yet-valid", "verify", false)
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "client_secret", "not-yet-valid", "verify", false)
 		e.tick()
 		synctest.Wait()
 		e.wantRequests(1) // refused: the next attempt is in 5 minutes
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadGateway {
-			t.Errorf("rotate at once: %d %v, want the last error", code(resp, err), err)
-		}
+		e.wantCode(http.StatusBadGateway)(e.write("rotate", nil))
 		e.wantRequests(1)
 		time.Sleep(rotateDelay)
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadGateway {
-			t.Errorf("rotate after 5 s: %d %v, want a new refusal", code(resp, err), err)
-		}
+		e.wantCode(http.StatusBadGateway)(e.write("rotate", nil))
 		e.wantRequests(2)
 		e.configure("default")
 		e.wantRequests(3)
@@ -168,49 +131,61 @@ func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
 	})
 }
 
-// TestOutages prints what an outage of Autopay costs: when the token is back
-// after Autopay is, and how many requests the outage spent.
+// TestOutages prints what an outage of Autopay costs: how long the token takes to
+// come back after Autopay has, and how many requests were sent in vain.
 func TestOutages(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []autopaysim.Fault{{Kind: "hang"}, {Kind: "refused"}, {Kind: "status", Status: 503}, {Kind: "status", Status: 403}} {
 		for _, length := range []time.Duration{10 * time.Minute, 3 * time.Hour, 48 * time.Hour, 7 * 24 * time.Hour} {
 			name := fmt.Sprintf("%s %d for %s", fault.Kind, fault.Status, length)
-			t.Run(name, func(t *testing.T) {
-				t.Parallel()
-				synctest.Test(t, func(t *testing.T) {
-					e := newEngine(t, autopaysim.Options{BanAfter: 100})
-					e.configure("default")
-					time.Sleep(18*time.Hour - time.Second)
-					e.sim.SetFault(fault)
-					spent := e.sim.Requests("")
-					end := time.Now().Add(length)
-					var wg sync.WaitGroup
-					wg.Go(func() {
-						for time.Now().Before(end) {
-							if resp, err := e.do(t.Context(), logical.ReadOperation, "token", nil); err == nil && !e.sim.Valid(resp.Data["access_token"].(string)) {
-								t.Error("a dead token")
-							}
-							time.Sleep(max(10*time.Second, length/5000))
+			runInBubble(t, name, func(t *testing.T) {
+				e := newEngine(t, autopaysim.Options{BanAfter: 100})
+				e.configure("default")
+				time.Sleep(18*time.Hour - time.Second)
+				e.sim.SetFault(fault)
+				spent := e.sim.Requests("")
+				end := time.Now().Add(length)
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					for time.Now().Before(end) {
+						if resp, err := e.do(t.Context(), logical.ReadOperation, "token", nil); err == nil && !e.sim.Valid(resp.Data["access_token"].(string)) {
+							t.Error("a dead token")
 						}
-					})
-					wg.Wait()
-					e.sim.SetFault(autopaysim.Fault{})
-					spent = e.sim.Requests("") - spent
-					ledger := e.status("status")["token_requests_24h"].(int)
-					for e.status("status")["state"] != "ok" {
-						time.Sleep(time.Second)
-					}
-					back := time.Since(end)
-					t.Logf("%-28s %5d requests, %3d in the ledger at its end, token back after %s", name, spent, ledger, back)
-					most := 30 * time.Minute
-					if length > 24*time.Hour {
-						most = 90 * time.Minute
-					}
-					if back > most || ledger > 100 || e.sim.Banned("") {
-						t.Errorf("token back after %s, want at most %s; %d in the ledger", back, most, ledger)
+						time.Sleep(max(10*time.Second, length/5000))
 					}
 				})
+				wg.Wait()
+				e.sim.SetFault(autopaysim.Fault{})
+				spent = e.sim.Requests("") - spent
+				ledger := e.status("status")["token_requests_24h"].(int)
+				for e.status("status")["state"] != "ok" {
+					time.Sleep(time.Second)
+				}
+				back := time.Since(end)
+				t.Logf("%-28s %5d requests, %3d in the ledger at its end, token back after %s", name, spent, ledger, back)
+				most := 30 * time.Minute
+				if length > 24*time.Hour {
+					most = 90 * time.Minute
+				}
+				if back > most || ledger > 100 || e.sim.Banned("") {
+					t.Errorf("token back after %s, want at most %s; %d in the ledger", back, most, ledger)
+				}
 			})
 		}
 	}
+}
+
+func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
+		time.Sleep(18*time.Hour + 10*time.Second)
+		e.wantRequests(2) // refused: the next attempt is in 5 minutes
+		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 503})
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
+		e.wantRequests(3)
+		time.Sleep(4 * time.Minute)
+		e.wantRequests(3)
+	})
 }
