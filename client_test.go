@@ -113,7 +113,6 @@ func TestExchangeSendsWhatAutopayDocuments(t *testing.T) {
 }
 
 func TestExchangeEndsWithItsContext(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		sim := autopaysim.New(autopaysim.Options{})
 		sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})

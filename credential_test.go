@@ -17,7 +17,6 @@ import (
 )
 
 func TestFailingStorageIsLeftAlone(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		synctest.Wait() // loading is over
@@ -35,7 +34,6 @@ func TestFailingStorageIsLeftAlone(t *testing.T) {
 
 // TestOperatorWhoLeavesCancelsNothing: a job goes on after its caller's deadline.
 func TestOperatorWhoLeavesCancelsNothing(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		old := e.token("token")["access_token"]
@@ -55,7 +53,6 @@ func TestOperatorWhoLeavesCancelsNothing(t *testing.T) {
 // TestChangeDuringARefresh: another node changes the settings while this one waits
 // for Autopay. The refresh does not hide the change.
 func TestChangeDuringARefresh(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
@@ -111,7 +108,6 @@ func TestChangeDuringARead(t *testing.T) {
 // TestStorageIsReadOnceTheTokenIsDead: storage fails and recovers while the token in
 // memory comes to its end.
 func TestStorageIsReadOnceTheTokenIsDead(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		standby := e.peer(consts.ReplicationPerformanceStandby)
@@ -135,7 +131,6 @@ func TestStorageIsReadOnceTheTokenIsDead(t *testing.T) {
 
 // TestDeletedInTheMeantime: a rotate and a read wait behind a delete.
 func TestDeletedInTheMeantime(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
@@ -151,5 +146,65 @@ func TestDeletedInTheMeantime(t *testing.T) {
 		}
 		wg.Wait()
 		e.wantRequests(1)
+	})
+}
+
+// indexStorage notes an index for each write in the context, as
+// sdk/plugin/grpc_storage.go does.
+type indexStorage struct{ *spyStorage }
+
+func (s indexStorage) note(ctx context.Context) {
+	if state := logical.IndexStateFromContext(ctx); state != nil {
+		state.LocalIndex++
+	}
+}
+
+func (s indexStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
+	s.note(ctx)
+	return s.spyStorage.Put(ctx, entry)
+}
+
+func (s indexStorage) Delete(ctx context.Context, key string) error {
+	s.note(ctx)
+	return s.spyStorage.Delete(ctx, key)
+}
+
+// TestWritesReturnTheirIndex: Vault Enterprise answers a write with X-Vault-Index,
+// so that its client reads no older state from a performance standby.
+func TestWritesReturnTheirIndex(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.on(indexStorage{e.storage})
+		for _, write := range []struct {
+			op   logical.Operation
+			path string
+			data map[string]any
+		}{
+			{logical.UpdateOperation, "config", map[string]any{"client_id": testID, "client_secret": testSecret}},
+			{logical.UpdateOperation, "config", map[string]any{"rotation_period": 3600}},
+			{logical.UpdateOperation, "rotate", nil},
+			{logical.DeleteOperation, "config", nil},
+		} {
+			time.Sleep(2 * time.Minute)
+			state := &logical.WALState{ClusterID: "cluster"}
+			_, err := e.do(logical.IndexStateContext(t.Context(), state), write.op, write.path, write.data)
+			if err != nil || state.LocalIndex == 0 || state.ClusterID != "cluster" {
+				t.Errorf("%s %s: error %v, state %+v", write.op, write.path, err, state)
+			}
+		}
+		// A caller who has left is not written to: its context is gone.
+		e.configure("default")
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		state := new(logical.WALState)
+		ctx, cancel := context.WithTimeout(logical.IndexStateContext(t.Context(), state), time.Second)
+		defer cancel()
+		if _, err := e.do(ctx, logical.UpdateOperation, "rotate", nil); code(nil, err) != http.StatusServiceUnavailable {
+			t.Errorf("got %v, want no answer in time", err)
+		}
+		time.Sleep(10 * time.Second)
+		if *state != (logical.WALState{}) {
+			t.Errorf("the job wrote %+v for a caller who had left", state)
+		}
 	})
 }

@@ -282,20 +282,18 @@ func (e *engine) minute() {
 	synctest.Wait()
 }
 
-// bubble runs a test in a synctest bubble: its time starts in 2000 and passes
-// only while everything in it waits.
+// bubble runs a test in a synctest bubble, beside other tests: its time starts
+// in 2000 and passes only while everything in it waits.
 func bubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
+	t.Parallel()
 	synctest.Test(t, f)
 }
 
 // runInBubble runs a named subtest in a bubble of its own, beside the others.
 func runInBubble(t *testing.T, name string, f func(t *testing.T)) {
 	t.Helper()
-	t.Run(name, func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, f)
-	})
+	t.Run(name, func(t *testing.T) { bubble(t, f) })
 }
 
 // code is the HTTP status that a response or error becomes.
@@ -556,5 +554,19 @@ func TestClockReading(t *testing.T) {
 	a, b := clockReading(wall, time.Minute), clockReading(wall.Add(time.Hour), 3*time.Minute)
 	if !a.Round(0).Equal(wall) || b.Round(0).Sub(a.Round(0)) != time.Hour || b.Sub(a) != 2*time.Minute {
 		t.Errorf("%s and %s: time.Time does not have the layout that this test relies on", a, b)
+	}
+}
+
+// on restarts the engine on other storage.
+func (e *engine) on(storage logical.Storage) {
+	e.t.Helper()
+	e.clean(e.t.Context())
+	b, err := newBackend(e.t.Context(), &logical.BackendConfig{StorageView: storage, System: e.view, Logger: e.Logger(), BackendUUID: "uuid"}, e.opts)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.backend = b
+	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: storage}); err != nil {
+		e.t.Fatal(err)
 	}
 }

@@ -72,7 +72,6 @@ func TestEvents(t *testing.T) {
 
 // TestEventsHoldUpNothing has an event system that never answers.
 func TestEventsHoldUpNothing(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		events := &spyEvents{hang: true}

@@ -62,7 +62,6 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 }
 
 func TestLoadSkipsWhatCannotBeRead(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("aaa")
@@ -82,7 +81,6 @@ func TestLoadSkipsWhatCannotBeRead(t *testing.T) {
 }
 
 func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.clean(t.Context())
@@ -98,7 +96,6 @@ func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
 
 // TestLoadOfADeletedCredential: a name is deleted while the names are read.
 func TestLoadOfADeletedCredential(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.clean(t.Context())

@@ -49,7 +49,6 @@ func TestTwoClocks(t *testing.T) {
 }
 
 func TestNoJobStartsAfterStop(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		n := newNode(t.Context(), &logical.BackendConfig{}, options{})
 		ended := false

@@ -17,7 +17,6 @@ import (
 )
 
 func TestConfigUpdate(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "rotation_period", "8h")
 		token := e.token("token")["access_token"]
@@ -120,7 +119,6 @@ func TestNameInTheBodyIsRefused(t *testing.T) {
 }
 
 func TestConfigDelete(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		for range 2 { // to delete what is not there is a 204 too

@@ -82,7 +82,6 @@ func (e *engine) metricsHold(when string, want map[string]float64) {
 }
 
 func TestMetrics(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour, Clients: map[string]string{testID: testSecret, "other": testSecret}})
 		now := float64(time.Now().Unix())
@@ -246,7 +245,6 @@ func TestMetricsHistogram(t *testing.T) {
 // TestMetricsOfExchanges: the duration leaves out slow storage, and a token that came
 // too late is no success.
 func TestMetricsOfExchanges(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
 		e.storage.putTakes.Store(int64(5 * time.Second))

@@ -12,7 +12,6 @@ import (
 )
 
 func TestRotate(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		old := e.token("token")["access_token"]
@@ -56,7 +55,6 @@ func TestRotate(t *testing.T) {
 }
 
 func TestRotateIsNotRepeatedAfterTheSameToken(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		time.Sleep(2 * time.Minute)
@@ -72,7 +70,6 @@ func TestRotateIsNotRepeatedAfterTheSameToken(t *testing.T) {
 }
 
 func TestRotateIsAnsweredWithWhatItObtained(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		time.Sleep(2 * time.Minute)
@@ -93,7 +90,6 @@ func TestRotateIsAnsweredWithWhatItObtained(t *testing.T) {
 // TestRotateAfterATimeout: the request stays in the ledger, but brought no token, so
 // the next rotate is not told that one was obtained a moment ago.
 func TestRotateAfterATimeout(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		time.Sleep(2 * time.Minute)

@@ -9,7 +9,6 @@ import (
 )
 
 func TestStatus(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false, "token_request_limit", 2)
 		want := map[string]any{
@@ -55,7 +54,6 @@ func TestStatus(t *testing.T) {
 // TestStatusAtTheLimit: the wait after a failure ends before the limit allows another
 // request.
 func TestStatusAtTheLimit(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "token_request_limit", 2)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})

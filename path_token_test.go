@@ -18,7 +18,6 @@ import (
 )
 
 func TestTokenShape(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		got := e.token("token")
@@ -109,7 +108,6 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 }
 
 func TestTheSameTokenAgainChangesNothing(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		first := e.token("token")
@@ -136,7 +134,7 @@ func TestTheSameTokenAgainChangesNothing(t *testing.T) {
 func TestSettingsChangeUnderReaders(t *testing.T) {
 	t.Parallel()
 	for range 100 {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.sim.SetClient("second", testSecret)
 			e.configure("default", "verify", false)
@@ -155,7 +153,6 @@ func TestSettingsChangeUnderReaders(t *testing.T) {
 // TestDueReadStartsARefresh steps the clock past the rotation, which the timer
 // does not notice.
 func TestDueReadStartsARefresh(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -170,7 +167,6 @@ func TestDueReadStartsARefresh(t *testing.T) {
 // TestReadsPauseOnAReadOnlyNode: a node that has found that it may not write does
 // not try again at each read of a due token.
 func TestReadsPauseOnAReadOnlyNode(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
@@ -188,7 +184,6 @@ func TestReadsPauseOnAReadOnlyNode(t *testing.T) {
 
 // TestWarningIsInUTC has a server in another zone.
 func TestWarningIsInUTC(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.opts.now = func() time.Time { return time.Now().In(time.FixedZone("", 7200)) }

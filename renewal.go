@@ -101,7 +101,6 @@ func (c *credential) obtain(ctx context.Context, s *snapshot) error {
 		err = next.entry.Failure
 	case errors.As(err, &limited):
 		c.log().Warn("token_request_limit allows no request now", "state", s.state(now), "next_attempt", formatTime(limited.NextAttempt))
-		c.arm()
 	}
 	return err
 }

@@ -15,7 +15,6 @@ import (
 )
 
 func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
 		e.storage.failPuts(func(n int) bool { return n > 1 })
@@ -39,7 +38,6 @@ func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
 // TestAFailedVerificationIsNotRepeatedAtOnce: Vault's clients repeat a write that was
 // answered with a 5xx.
 func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
@@ -61,7 +59,6 @@ func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
 }
 
 func TestFailedDeleteCanBeRepeated(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.storage.failOn("delete", "token/", errors.New("disk full"))
@@ -132,7 +129,6 @@ func TestDamageStaysAfterARefusedWrite(t *testing.T) {
 }
 
 func TestLedgerOutlivesFailedCreations(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
@@ -149,7 +145,6 @@ func TestLedgerOutlivesFailedCreations(t *testing.T) {
 // TestUnverifiedWriteKeepsWhatIsUnsaved: the removal of a request from the ledger
 // could not be stored. It is stored later, though the settings have changed since.
 func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		time.Sleep(2 * time.Minute)
@@ -198,7 +193,6 @@ func TestTimerIsSetAgain(t *testing.T) {
 // TestUnsentRequestIsRemovedFromTheLedger: the ledger was stored, but the answer of
 // storage was lost, so the request was not sent.
 func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})

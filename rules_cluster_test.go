@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -148,7 +149,6 @@ func TestRule10TheGuardComesFirst(t *testing.T) {
 }
 
 func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.token("token")
@@ -183,7 +183,6 @@ func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 }
 
 func TestRule10ASecondaryLearnsOfNewNames(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		secondary := e.peer(consts.ReplicationPerformanceSecondary)
@@ -202,7 +201,6 @@ func TestRule10ASecondaryLearnsOfNewNames(t *testing.T) {
 // its request is under way. What it could not store must not hide what the new
 // active node stores.
 func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		active := configured(t)
 		node := active.peer(0)
@@ -241,7 +239,6 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 // TestRule10ASecondaryLearnsOfNewSettings: the settings of a known credential are
 // changed on the primary. The tick obtains the token that they need.
 func TestRule10ASecondaryLearnsOfNewSettings(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.sim.SetClient("second", testSecret)
@@ -259,7 +256,6 @@ func TestRule10ASecondaryLearnsOfNewSettings(t *testing.T) {
 // TestRule10UnsavedEntryIsNotStored: a node that could not store its token may not
 // write any more.
 func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
 		e.storage.failPuts(func(n int) bool { return n > 1 }) // after the ledger
@@ -272,6 +268,63 @@ func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
 		}
 		if got := e.storage.writes.Load(); got != writes {
 			t.Errorf("%d writes", got-writes)
+		}
+	})
+}
+
+// slowList answers a List after a while, with what it saw when it was called.
+type slowList struct{ *spyStorage }
+
+func (s slowList) List(ctx context.Context, prefix string) ([]string, error) {
+	names, err := s.spyStorage.List(ctx, prefix)
+	time.Sleep(time.Second)
+	return names, err
+}
+
+// TestANameConfiguredDuringALoad: on a performance secondary, the primary
+// configures a name while the names are being listed. The next periodic call
+// finds it, without a reader.
+func TestANameConfiguredDuringALoad(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("first", "verify", false)
+		e.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
+		e.on(slowList{e.storage})
+		time.Sleep(time.Millisecond) // the load is under way
+		first, _ := e.storage.Get(t.Context(), "config/first")
+		if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/second", Value: first.Value}); err != nil {
+			t.Fatal(err)
+		}
+		e.InvalidateKey(t.Context(), "config/second")
+		for range 3 {
+			e.minute()
+		}
+		e.wantRequests(2)
+	})
+}
+
+// TestAStandbyOfANodeThatIsAhead: the active node's clock is 40 s ahead of the
+// standby's.
+func TestAStandbyOfANodeThatIsAhead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.stepClock().set(40 * time.Second)
+		e.configure("default")
+		standby := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: options{transport: e.opts.transport}}
+		standby.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		standby.start()
+		defer standby.clean(t.Context())
+		passedOn := 0
+		for range 17 * 60 {
+			if resp, err := standby.read("token"); err != nil {
+				passedOn++
+			} else if !e.sim.Valid(resp.Data["access_token"].(string)) {
+				t.Fatal("a dead token")
+			}
+			time.Sleep(time.Minute)
+		}
+		if passedOn > 1 {
+			t.Errorf("%d of %d reads were passed on to the active node, want one", passedOn, 17*60)
 		}
 	})
 }

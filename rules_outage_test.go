@@ -15,7 +15,6 @@ import (
 )
 
 func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		token := e.token("token")["access_token"]
@@ -113,7 +112,6 @@ func TestRule5Backoff(t *testing.T) {
 }
 
 func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "client_secret", "not-yet-valid", "verify", false)
 		e.tick()
@@ -176,7 +174,6 @@ func TestOutages(t *testing.T) {
 }
 
 func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
@@ -188,4 +185,45 @@ func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
 		time.Sleep(4 * time.Minute)
 		e.wantRequests(3)
 	})
+}
+
+// TestRotateBacksOff has an operator repeat rotate every second on a credential
+// that Autopay refuses, whose refusals cost nothing of the limit.
+func TestRotateBacksOff(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		fault autopaysim.Fault
+		gaps  []time.Duration // between attempts; the last one is the shortest of all that follow
+	}{
+		"refused": {
+			autopaysim.Fault{Kind: "status", Status: 401},
+			[]time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 80 * time.Second, 160 * time.Second, 5 * time.Minute},
+		},
+		"Retry-After": {retryAfter(429, "1200"), []time.Duration{20 * time.Minute}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				e := newEngine(t, autopaysim.Options{})
+				e.configure("default", "token_request_limit", 3)
+				time.Sleep(2 * time.Minute)
+				e.sim.SetFault(test.fault)
+				for range 3600 {
+					_, err := e.write("rotate", nil)
+					if err == nil || !strings.Contains(err.Error(), "; the next attempt is at ") {
+						t.Fatalf("got %v, want the last error and when rotate may try again", err)
+					}
+					time.Sleep(time.Second)
+				}
+				at := e.attempts(1)
+				for i := 1; i < len(at); i++ {
+					if gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]; gap < want || i < len(test.gaps) && gap > want+time.Second {
+						t.Errorf("attempt %d came %s after the one before, want %s", i, gap, want)
+					}
+				}
+				if len(at) < 3 {
+					t.Errorf("%d attempts in an hour", len(at))
+				}
+			})
+		})
+	}
 }

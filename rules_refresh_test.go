@@ -16,7 +16,6 @@ import (
 )
 
 func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.token("token")
@@ -57,7 +56,6 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 }
 
 func TestRule2OneRequestInFlight(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
 		e.wantRequests(0)
@@ -179,7 +177,6 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 
 // TestThirtyQuietDays counts the requests of 30 days without any trouble.
 func TestThirtyQuietDays(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		for range 30 * 24 * 60 {
@@ -305,7 +302,6 @@ func TestClockForwardAndBack(t *testing.T) {
 // TestClockIsCorrected starts on a machine whose clock is two hours ahead.
 // Once it is corrected, the next token shows the right times, and no life is longer.
 func TestClockIsCorrected(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -326,7 +322,6 @@ func TestClockIsCorrected(t *testing.T) {
 // TestSuspendedMachine sleeps for an hour, in which the monotonic clock stops and
 // the wall clock goes on.
 func TestSuspendedMachine(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
 		clock := e.stepClock()
@@ -364,7 +359,6 @@ func TestClockAheadDoesNotBlockForLong(t *testing.T) {
 // TestReadingAgainMakesNoLifeLonger sets the clock back and has the token read from
 // storage again.
 func TestReadingAgainMakesNoLifeLonger(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -377,6 +371,65 @@ func TestReadingAgainMakesNoLifeLonger(t *testing.T) {
 		time.Sleep(14*time.Hour - 30*time.Second)
 		if resp, err := e.read("token"); err == nil {
 			t.Errorf("a token is served within its margin: %v", resp.Data)
+		}
+	})
+}
+
+// TestManyColdCredentials: readers of many credentials without a token start a
+// limited number of exchanges at a time, first come first served.
+func TestManyColdCredentials(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const names = 200
+		e := newEngine(t, autopaysim.Options{})
+		for i := range names {
+			e.configure(fmt.Sprintf("n%d", i), "verify", false)
+		}
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		var wg sync.WaitGroup
+		for i := range names {
+			wg.Go(func() {
+				e.token(fmt.Sprintf("token/n%d", i))
+				if late := time.Since(start2000) - 5*time.Second*time.Duration(1+i/(urgentPlaces+refreshPlaces)); late > 0 {
+					t.Errorf("reader %d was answered %s too late", i, late)
+				}
+			})
+			synctest.Wait() // one after the other
+		}
+		wg.Wait()
+		if most := e.sim.Stats().MaxInFlight; most != urgentPlaces+refreshPlaces {
+			t.Errorf("%d exchanges at a time, want %d", most, urgentPlaces+refreshPlaces)
+		}
+	})
+}
+
+// TestHangingCredentialsDelayNobody: Autopay leaves many credentials without an
+// answer, again and again. A healthy one is refreshed on time.
+func TestHangingCredentialsDelayNobody(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("healthy")
+		for i := range 128 {
+			e.sim.SetClient(fmt.Sprintf("hangs%d", i), testSecret)
+			e.configure(fmt.Sprintf("n%d", i), "client_id", fmt.Sprintf("hangs%d", i), "request_timeout", 60, "rotation_period", "1h")
+		}
+		inner := e.opts.transport
+		e.opts.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			body, err := r.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			asked := make([]byte, r.ContentLength)
+			if _, err := body.Read(asked); err == nil && strings.Contains(string(asked), "hangs") {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return inner.RoundTrip(r)
+		})
+		e.restart()
+		before := e.token("token/healthy")["access_token"]
+		time.Sleep(18*time.Hour + time.Minute) // the others have been hanging for hours
+		if e.token("token/healthy")["access_token"] == before {
+			t.Error("the refresh is more than a minute late")
 		}
 	})
 }

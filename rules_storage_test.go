@@ -12,7 +12,6 @@ import (
 )
 
 func TestRule6StorageIsTheTruth(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		token := e.token("token")["access_token"]
@@ -193,7 +192,6 @@ func TestRule8Ledger(t *testing.T) {
 }
 
 func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
 		e.storage.failPuts(func(n int) bool { return n > 1 })
@@ -223,7 +221,6 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 }
 
 func TestRule9EverySecondWriteFails(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{BanAfter: 100})
 		e.configure("default")
