@@ -175,7 +175,7 @@ if [ -z "$copy_only" ]; then
     plugin_dir=$answer
     # A dev server has its -dev-plugin-dir on its command line, not in its configuration.
     if [ -z "$plugin_dir" ] && grep -q 'Storage Type *inmem' "$tmp/status" &&
-      [[ $(ps -A -o args= 2>/dev/null) =~ -dev-plugin-dir[=\ ](/[^[:space:]]+) ]]; then
+      [[ $(ps -Aww -o args= 2>/dev/null) =~ -dev-plugin-dir[=\ ](/[^[:space:]]+) ]]; then
       plugin_dir=${BASH_REMATCH[1]}
     fi
     [ -n "$plugin_dir" ] || die "this server has no plugin_directory: set one in its configuration and restart it"
