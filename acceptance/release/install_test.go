@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -482,5 +483,80 @@ nothing was changed (--dry-run)`,
 				}
 			}
 		})
+	}
+}
+
+// TestInstallByHand runs the commands of docs/install.md as they stand there, but
+// for sudo and the plugin directory.
+func TestInstallByHand(t *testing.T) {
+	t.Parallel()
+	i, dir, _ := startInstaller(t)
+	setPluginDir(t, i.Server, "", dir)
+	page := string(harness.ReadFile(t, "../../docs/install.md"))
+	section := func(title string) string {
+		_, text, found := strings.Cut(page, "\n## "+title+"\n")
+		if !found {
+			t.Fatalf("docs/install.md has no section %q", title)
+		}
+		text, _, _ = strings.Cut(text, "\n## ")
+		return text
+	}
+	blocks := func(title string) []string {
+		var blocks []string
+		for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section(title), -1) {
+			blocks = append(blocks, strings.NewReplacer("sudo ", "", "/etc/vault.d/plugins", dir).Replace(block[1]))
+		}
+		return blocks
+	}
+	bash := func(t *testing.T, dir string, commands ...string) string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", strings.Join(commands, "\n"))
+		cmd.Dir = dir
+		cmd.Env = i.Env(i.RootToken, "PATH="+i.tools+":"+os.Getenv("PATH"))
+		out, err := cmd.CombinedOutput()
+		i.Saw("output of the documented commands", out)
+		if err != nil {
+			t.Fatalf("%v\n%s\n%s", err, strings.Join(commands, "\n"), out)
+		}
+		return string(out)
+	}
+	m := harness.Mount{Server: i.Server, At: "autopay"}
+	runs := func(t *testing.T, version string) {
+		t.Helper()
+		if got := m.Read(t, "status").Data["plugin_version"]; got != version {
+			t.Errorf("status: plugin_version %v, want %s", got, version)
+		}
+	}
+
+	install, upgrade := blocks("Install by hand"), blocks("Upgrade")
+	bash(t, filepath.Dir(i.script), install...)
+	m.MustWrite(t, "config", harness.StartAutopay(t).NewCredential().Config())
+	runs(t, harness.PluginVersion)
+
+	home := t.TempDir()
+	harness.BuildVersion(t, filepath.Join(home, harness.PluginName), harness.NextVersion)
+	register, _, _ := strings.Cut(install[1], "vault write sys/plugins/pins")
+	bash(t, home, install[0], register, upgrade[0])
+	runs(t, harness.NextVersion)
+	bash(t, home, upgrade[1:]...) // the old version can be deregistered
+	runs(t, harness.NextVersion)
+
+	n := 0
+	for _, command := range regexp.MustCompile("`(vault [^`]+)`").FindAllStringSubmatch(section("Namespaces, wrapping, auditing and quotas"), -1) {
+		switch command := command[1]; {
+		case strings.Contains(command, "-namespace"): // Vault Community has none
+		case strings.HasPrefix(command, "vault unwrap"):
+			n++
+			if bash(t, home, "WRAPPING_TOKEN=$(vault read -wrap-ttl=60s -field=wrapping_token autopay/token)",
+				strings.Replace(command, "WRAPPING_TOKEN", "$WRAPPING_TOKEN", 1)) != m.Token(t, "").AccessToken {
+				t.Error("another token is unwrapped")
+			}
+		default:
+			n++
+			bash(t, home, command)
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d commands found, want 4", n)
 	}
 }
