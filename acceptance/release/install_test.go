@@ -346,6 +346,7 @@ func TestInstall(t *testing.T) {
 	const none = ""
 	type printed struct{ notPinned, pinned string }
 	same := func(text string) printed { return printed{text, text} }
+	//nolint:dupword // one line of output ends with the path that the next one begins with
 	runs := []struct {
 		name    string
 		args    []string
