@@ -4,6 +4,7 @@ package release
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"io"
 	"maps"
@@ -57,9 +58,12 @@ func startRegistry(t *testing.T) registry {
 // do runs crane and returns what it prints.
 func (r registry) do(t *testing.T, args ...string) []byte {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), r.crane, args...).Output()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), r.crane, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("crane %v: %v\n%s", args, err, err.(*exec.ExitError).Stderr)
+		t.Fatalf("crane %v: %v\n%s", args, err, &stderr)
 	}
 	return out
 }

@@ -89,7 +89,7 @@ func writeImage(out io.Writer, args []string, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	written, err := layout.Write(dir, empty.Index)
 	if err != nil {
 		return err
