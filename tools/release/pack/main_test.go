@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,9 +17,9 @@ import (
 
 const epoch = "1767000000"
 
-// tree writes the files of a release as two builders may have them: modes by
+// release writes the files of a release as two builders may have them: modes by
 // their umask, times by their clock.
-func tree(t *testing.T, umask os.FileMode, at time.Time) string {
+func release(t *testing.T, umask os.FileMode, at time.Time) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, mode := range map[string]os.FileMode{"plugin": 0o777, "LICENSE": 0o666, "README.md": 0o666} {
@@ -33,10 +34,10 @@ func tree(t *testing.T, umask os.FileMode, at time.Time) string {
 	return dir
 }
 
-func pack(t *testing.T, format, dir string) []byte {
+func pack(t *testing.T, args ...string) []byte {
 	t.Helper()
 	var archive bytes.Buffer
-	if err := run([]string{format, dir}, epoch, &archive); err != nil {
+	if err := run(args, epoch, &archive); err != nil {
 		t.Fatal(err)
 	}
 	return archive.Bytes()
@@ -44,11 +45,19 @@ func pack(t *testing.T, format, dir string) []byte {
 
 func TestPackIsReproducible(t *testing.T) {
 	t.Parallel()
-	for _, format := range []string{"tar.gz", "zip"} {
+	for format, args := range map[string][]string{"tar.gz": {""}, "zip": {""}, "image": imageArgs} {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
-			first := pack(t, format, tree(t, 0o022, time.Unix(1e9, 0)))
-			second := pack(t, format, tree(t, 0o077, time.Unix(2e9, 5)))
+			packed := func(dir string) []byte {
+				args := slices.Clone(args)
+				args[len(args)-1] += dir
+				if format == "image" {
+					args[len(args)-1] += "/plugin"
+				}
+				return pack(t, append([]string{format}, args...)...)
+			}
+			first := packed(release(t, 0o022, time.Unix(1e9, 0)))
+			second := packed(release(t, 0o077, time.Unix(2e9, 5)))
 			if !bytes.Equal(first, second) {
 				t.Error("other times and another umask make another archive")
 			}
@@ -84,7 +93,7 @@ func compare(t *testing.T, got []entry) {
 
 func TestTar(t *testing.T) {
 	t.Parallel()
-	zr, err := gzip.NewReader(bytes.NewReader(pack(t, "tar.gz", tree(t, 0, time.Now()))))
+	zr, err := gzip.NewReader(bytes.NewReader(pack(t, "tar.gz", release(t, 0, time.Now()))))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +120,7 @@ func TestTar(t *testing.T) {
 
 func TestZip(t *testing.T) {
 	t.Parallel()
-	content := pack(t, "zip", tree(t, 0, time.Now()))
+	content := pack(t, "zip", release(t, 0, time.Now()))
 	zr, err := zip.NewReader(bytes.NewReader(content), int64(len(content)))
 	if err != nil {
 		t.Fatal(err)
@@ -133,9 +142,9 @@ func TestZip(t *testing.T) {
 
 func TestRunRefuses(t *testing.T) {
 	t.Parallel()
-	dir := tree(t, 0, time.Now())
-	nested := t.TempDir()
-	if err := os.Mkdir(filepath.Join(nested, "inner"), 0o700); err != nil {
+	dir := release(t, 0, time.Now())
+	linked := t.TempDir()
+	if err := os.Symlink(dir, filepath.Join(linked, "inner")); err != nil {
 		t.Fatal(err)
 	}
 	for name, test := range map[string]struct {
@@ -146,7 +155,12 @@ func TestRunRefuses(t *testing.T) {
 		"no epoch":       {[]string{"zip", dir}, "", "SOURCE_DATE_EPOCH"},
 		"another format": {[]string{"rar", dir}, epoch, "usage"},
 		"no directory":   {[]string{"zip", dir + "/none"}, epoch, "no such file"},
-		"a directory":    {[]string{"zip", nested}, epoch, "inner is not a regular file"},
+		"a link":         {[]string{"zip", linked}, epoch, "inner is not a regular file"},
+		"no version":     {[]string{"image", "-revision", "1", "amd64=" + dir + "/plugin"}, epoch, "usage"},
+		"no binary":      {[]string{"image", "-version", "v1", "-revision", "1"}, epoch, "usage"},
+		"no architecture": {
+			[]string{"image", "-version", "v1", "-revision", "1", dir + "/plugin"}, epoch, "usage"},
+		"a missing binary": {[]string{"image", "-version", "v1", "-revision", "1", "arm64=none"}, epoch, "arm64: open none"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
