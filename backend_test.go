@@ -1,260 +1,83 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
-	"errors"
-	"maps"
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"io"
 	"net/http"
+	"os"
 	"runtime"
+	"runtime/debug"
+	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-const (
-	testID     = "test-client"
-	testSecret = "canary-secret-4711"
-)
-
-// engine is a backend under test, with its storage, its stand-in for Autopay
-// and everything it logged. Inside a synctest bubble its time is the bubble's.
-type engine struct {
-	*backend
-	t       *testing.T
-	storage *spyStorage
-	sim     *autopaysim.Server
-	view    *spyView
-	logs    *logBuffer
-	opts    options
-	level   hclog.Level         // of what is logged; the zero value is everything
-	events  logical.EventSender // nil: there is no event system
-	answers atomic.Int64        // that were no errors
-}
-
-func newEngine(t *testing.T, sim autopaysim.Options) *engine {
-	t.Helper()
-	if sim.Clients == nil {
-		sim.Clients = map[string]string{testID: testSecret}
-	}
-	e := &engine{
-		t:       t,
-		storage: &spyStorage{},
-		sim:     autopaysim.New(sim),
-		view:    &spyView{},
-		logs:    &logBuffer{},
-	}
-	e.opts.transport = e.sim.RoundTripper()
-	t.Cleanup(e.sim.Close)
-	e.start()
-	t.Cleanup(func() { e.clean(context.Background()) })
-	return e
-}
-
-// start makes a new backend on the same storage, as Vault does after a restart.
-func (e *engine) start() {
-	e.t.Helper()
-	b, err := newBackend(e.t.Context(), &logical.BackendConfig{
-		StorageView: e.storage,
-		System:      e.view,
-		Logger:      hclog.New(&hclog.LoggerOptions{Level: max(e.level, hclog.Trace), Output: e.logs}),
-		BackendUUID: "uuid",
-
-		EventsSender: e.events,
-	}, e.opts)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	e.backend = b
-	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: e.storage}); err != nil {
-		e.t.Fatal(err)
-	}
-}
-
-// restart ends the backend, in good order or as kill -9 does, and starts another.
-func (e *engine) restart() {
-	e.t.Helper()
-	e.clean(e.t.Context())
-	e.start()
-}
-
-// do sends a request as Vault would, existence check included.
-func (e *engine) do(ctx context.Context, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
-	e.t.Helper()
-	req := &logical.Request{Operation: op, Path: path, Data: maps.Clone(data), Storage: e.storage, MountPoint: "autopay/"}
-	if op == logical.UpdateOperation {
-		found, exists, err := e.HandleExistenceCheck(ctx, req)
-		if err != nil {
-			return nil, err
-		}
-		if found && !exists {
-			req.Operation = logical.CreateOperation
-		}
-	}
-	resp, err := e.HandleRequest(ctx, req)
-	if err != nil && strings.Contains(err.Error(), testSecret) || strings.Contains(flatten(resp), testSecret) {
-		e.t.Errorf("%s %s shows the secret: %v %s", op, path, err, flatten(resp))
-	}
-	// The first answers of each test are what OpenAPI says of them; all of TestModel's would take a minute.
-	if err == nil && resp != nil && !resp.IsError() && e.answers.Add(1) < 300 {
-		schema.ValidateResponse(e.t, schema.GetResponseSchema(e.t, e.Route(path), req.Operation), resp, true)
-	}
-	return resp, err
-}
-
-// flatten is all that a response shows, as text.
-func flatten(resp *logical.Response) string {
-	data, _ := json.Marshal(resp)
-	return string(data)
-}
-
-func (e *engine) read(path string) (*logical.Response, error) {
-	e.t.Helper()
-	return e.do(e.t.Context(), logical.ReadOperation, path, nil)
-}
-
-func (e *engine) write(path string, data map[string]any) (*logical.Response, error) {
-	e.t.Helper()
-	return e.do(e.t.Context(), logical.UpdateOperation, path, data)
-}
-
-// configure writes a credential that must be taken; more fields may be given in pairs.
-func (e *engine) configure(name string, more ...any) {
-	e.t.Helper()
-	data := map[string]any{"client_id": testID, "client_secret": testSecret}
-	for i := 0; i < len(more); i += 2 {
-		data[more[i].(string)] = more[i+1]
-	}
-	resp, err := e.write("config/"+name, data)
-	if err != nil || resp.IsError() {
-		e.t.Fatalf("config/%s: %v %v", name, resp, err)
-	}
-}
-
-// token reads a token that must be live at Autopay, and returns the data.
-func (e *engine) token(path string) map[string]any {
-	e.t.Helper()
-	resp, err := e.read(path)
-	if err != nil || resp == nil || resp.IsError() {
-		e.t.Fatalf("%s: %v %v", path, resp, err)
-	}
-	if !e.sim.Valid(resp.Data["access_token"].(string)) {
-		e.t.Fatalf("%s: a dead token was handed out: expire_time %v", path, resp.Data["expire_time"])
-	}
-	return resp.Data
-}
-
-func (e *engine) status(path string) map[string]any {
-	e.t.Helper()
-	resp, err := e.read(path)
-	if err != nil || resp == nil || resp.IsError() {
-		e.t.Fatalf("%s: %v %v", path, resp, err)
-	}
-	return resp.Data
-}
-
-// wantRequests checks how many token requests reached Autopay.
-func (e *engine) wantRequests(want int) {
-	e.t.Helper()
-	if got := e.sim.Requests(""); got != want {
-		e.t.Fatalf("%d requests to Autopay, want %d", got, want)
-	}
-}
-
-// tick is Vault's periodic call.
-func (e *engine) tick() {
-	e.t.Helper()
-	_, err := e.HandleRequest(e.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: e.storage, MountPoint: "autopay/"})
-	if err != nil {
-		e.t.Fatal(err)
-	}
-}
-
-// code is the HTTP status that a response or error becomes.
-func code(resp *logical.Response, err error) int {
-	var coded logical.HTTPCodedError
-	switch {
-	case errors.As(err, &coded):
-		return coded.Code()
-	case err != nil:
-		return http.StatusInternalServerError
-	case resp.IsError():
-		return http.StatusBadRequest
-	case resp == nil:
-		return http.StatusNotFound
-	}
-	return http.StatusOK
-}
-
-// say is the text of a failed response.
-func say(resp *logical.Response, err error) string {
-	if err == nil && resp.IsError() {
-		err = resp.Error()
-	}
-	if err == nil {
-		return ""
-	}
-	return err.Error()
-}
-
 func TestLifecycle(t *testing.T) {
 	t.Parallel()
-	t.Run("clean ends everything at once, twice too, and nothing is written after it", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default")
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-			time.Sleep(18 * time.Hour) // the refresh is under way and hangs
-			synctest.Wait()
-			begun := time.Now()
-			e.clean(t.Context())
-			e.clean(t.Context())
-			if took := time.Since(begun); took > time.Second {
-				t.Errorf("clean took %s", took)
-			}
-			writes := e.storage.writes.Load()
-			e.tick()
-			time.Sleep(48 * time.Hour)
-			if got := e.storage.writes.Load(); got != writes {
-				t.Errorf("%d writes after clean", got-writes)
-			}
-			if _, err := e.write("config", map[string]any{"client_id": "other"}); code(nil, err) != http.StatusServiceUnavailable {
-				t.Errorf("write after clean: %v", err)
-			}
+	runInBubble(t, "clean ends everything at once, twice too, and nothing is written after it", func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		time.Sleep(18 * time.Hour) // the refresh is under way and hangs
+		synctest.Wait()
+		begun := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() { // sets the timer meanwhile
+			e.InvalidateKey(t.Context(), "token/default")
+			_, _ = e.read("token")
 		})
+		e.clean(t.Context())
+		e.clean(t.Context())
+		wg.Wait()
+		if took := time.Since(begun); took > time.Second {
+			t.Errorf("clean took %s", took)
+		}
+		writes := e.storage.writes.Load()
+		e.tick()
+		time.Sleep(48 * time.Hour)
+		if got := e.storage.writes.Load(); got != writes {
+			t.Errorf("%d writes after clean", got-writes)
+		}
+		for range 2 {
+			if c := e.credential("default"); c.timer != nil {
+				t.Error("a timer is set after clean")
+			}
+			e.InvalidateKey(t.Context(), "token/default")
+			_, _ = e.read("token") // reads storage again, which sets the timer of a running mount
+		}
+		if !strings.Contains(e.logs.String(), "mount=autopay/ name=default") {
+			t.Errorf("the log does not name the mount:\n%s", e.logs)
+		}
+		for range 2 {
+			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_id": "other"}))
+		}
 	})
-	t.Run("unseal does not wait for Autopay or for loading", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default")
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-			e.clean(t.Context())
-			time.Sleep(48 * time.Hour) // the token dies while Vault is sealed
-			begun := time.Now()
-			e.start()
-			if took := time.Since(begun); took > 0 {
-				t.Errorf("initialize took %s", took)
-			}
-		})
+	runInBubble(t, "unseal does not wait for Autopay or for loading", func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		e.clean(t.Context())
+		time.Sleep(48 * time.Hour) // the token dies while Vault is sealed
+		begun := time.Now()
+		e.start()
+		if took := time.Since(begun); took > 0 {
+			t.Errorf("initialize took %s", took)
+		}
 	})
 }
 
 func TestNoGoroutineSurvives200Mounts(t *testing.T) { //nolint:paralleltest // counts goroutines
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		var before int
 		for round := range 201 {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default")
+			e := configured(t)
 			e.token("token")
 			e.clean(t.Context())
 			synctest.Wait()
@@ -266,4 +89,110 @@ func TestNoGoroutineSurvives200Mounts(t *testing.T) { //nolint:paralleltest // c
 			t.Errorf("%d goroutines before, %d after", before, after)
 		}
 	})
+}
+
+// TestStorageIsSealWrapped checks what the engine tells Vault about its two prefixes.
+func TestStorageIsSealWrapped(t *testing.T) {
+	t.Parallel()
+	e := configured(t)
+	special := e.SpecialPaths()
+	for _, prefix := range []string{"config/", "token/"} {
+		if names, err := e.storage.List(t.Context(), prefix); err != nil || len(names) != 1 || !slices.Contains(special.SealWrapStorage, prefix) {
+			t.Errorf("%s holds %v (%v), seal-wrapped are %v", prefix, names, err, special.SealWrapStorage)
+		}
+	}
+	if !slices.Equal(special.LocalStorage, []string{"token/"}) || len(special.Unauthenticated) > 0 || len(special.Root) > 0 {
+		t.Errorf("local %v, unauthenticated %v, root %v", special.LocalStorage, special.Unauthenticated, special.Root)
+	}
+}
+
+// TestOpenAPIReferences checks that "ref", which Vault reads, is beside each "$ref".
+func TestOpenAPIReferences(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	resp, err := e.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation, Path: "token", Storage: e.storage})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := `"schema":{"$ref":"#/components/schemas/`
+	if text := flatten(resp); !strings.Contains(text, want) || strings.Count(text, `"ref":"#`) != strings.Count(text, `"$ref":"#`) {
+		t.Errorf("references are missing in %s", text)
+	}
+}
+
+// TestSecretLeavesTheHeap dumps the heap and finds no live object with a secret that
+// was replaced or deleted. A dump does not show memory that has been freed and not
+// yet used again, for which Go promises nothing.
+func TestSecretLeavesTheHeap(t *testing.T) { //nolint:paralleltest // it stops the world
+	e := newEngine(t, autopaysim.Options{})
+	e.client.transport = answer{200, "application/json", goodAnswer} // keeps no request
+	// The test holds each secret backwards so that it does not find its own copy.
+	backwards := func() []byte { return []byte(strings.ToLower(rand.Text())) }
+	forwards := func(b []byte) string {
+		b = bytes.Clone(b)
+		slices.Reverse(b)
+		return string(b)
+	}
+	write := func(secret []byte) {
+		t.Helper()
+		data := map[string]any{"client_id": testID, "client_secret": forwards(secret)}
+		resp, err := e.write("config", data)
+		if err != nil || resp.IsError() {
+			t.Fatal(resp, err)
+		}
+	}
+	first, second := backwards(), backwards()
+	write(first)
+	if n := onHeap(t, first); n == 0 {
+		t.Fatal("the search does not find a secret that is in use")
+	}
+	write(second)
+	if n := onHeap(t, first); n != 0 {
+		t.Errorf("%d copies of a replaced secret", n)
+	}
+	if n := onHeap(t, second); n == 0 {
+		t.Error("the new secret is not found")
+	}
+	if resp, err := e.delete("config"); resp != nil || err != nil {
+		t.Fatal(resp, err)
+	}
+	if n := onHeap(t, second); n != 0 {
+		t.Errorf("%d copies of a deleted secret", n)
+	}
+}
+
+// onHeap counts the live copies of a text that is given backwards.
+func onHeap(t *testing.T, backwards []byte) int {
+	t.Helper()
+	for range 3 { // encoding/json's buffers outlive two rounds in a sync.Pool
+		runtime.GC()
+	}
+	dump, err := os.CreateTemp(t.TempDir(), "heap")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dump.Close()
+	debug.WriteHeapDump(dump.Fd())
+	if _, err := dump.Seek(0, io.SeekStart); err != nil {
+		t.Fatal(err)
+	}
+	// Compared byte by byte from the end, because the text itself must not be in memory.
+	n, window := 0, make([]byte, 0, len(backwards))
+	for in := bufio.NewReader(dump); ; {
+		c, err := in.ReadByte()
+		if err != nil {
+			return n
+		}
+		if len(window) == len(backwards) {
+			window = window[:copy(window, window[1:])]
+		}
+		window = append(window, c)
+		match := len(window) == len(backwards)
+		for i := 0; match && i < len(window); i++ {
+			match = window[len(window)-1-i] == backwards[i]
+		}
+		if match {
+			n++
+		}
+	}
 }

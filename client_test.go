@@ -1,149 +1,25 @@
 package main
 
 import (
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/tls"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/exec"
 	"strings"
+	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
-
-const goodAnswer = `{"access_token":"canary-token","scope":"customer_club","expires_in":86400,"token_type":"Bearer"}`
-
-// answer is a provider's answer, as text.
-type answer struct {
-	status int
-	media  string
-	body   string
-}
-
-func (a answer) RoundTrip(req *http.Request) (*http.Response, error) {
-	rec := httptest.NewRecorder()
-	rec.Header().Set("Content-Type", a.media)
-	rec.WriteHeader(a.status)
-	_, _ = rec.WriteString(a.body)
-	resp := rec.Result()
-	resp.Request = req
-	return resp, nil
-}
-
-func TestExchangeAnswers(t *testing.T) {
-	t.Parallel()
-	const jsonMedia = "application/json"
-	long := strings.Repeat("x", maxTokenSize+1)
-	ok := func(field, value string) answer {
-		fields := map[string]string{"access_token": `"t"`, "expires_in": "60", "token_type": `"Bearer"`, "scope": `"s"`}
-		fields[field] = value
-		var parts []string
-		for k, v := range fields {
-			if v != "" {
-				parts = append(parts, fmt.Sprintf("%q:%s", k, v))
-			}
-		}
-		return answer{200, jsonMedia, "{" + strings.Join(parts, ",") + "}"}
-	}
-	for name, test := range map[string]struct {
-		answer answer
-		says   string // "": it is taken
-		status int
-	}{
-		"as documented":            {answer{200, jsonMedia, goodAnswer}, "", 0},
-		"with a charset":           {answer{200, "application/json; charset=utf-8", goodAnswer}, "", 0},
-		"bearer in lower case":     {ok("token_type", `"bearer"`), "", 0},
-		"no scope":                 {ok("scope", ""), "", 0},
-		"scope null":               {ok("scope", "null"), "", 0},
-		"lifetime as 86400.0":      {ok("expires_in", "86400.0"), "", 0},
-		"lifetime of ten years":    {ok("expires_in", "315360000"), "", 0},
-		"media type html":          {answer{200, "text/html", goodAnswer}, "media type is not application/json", 503},
-		"no media type":            {answer{200, "", goodAnswer}, "media type is not application/json", 503},
-		"empty":                    {answer{200, jsonMedia, ""}, "not a JSON object", 503},
-		"not JSON":                 {answer{200, jsonMedia, "<html>canary-token"}, "not a JSON object", 503},
-		"a JSON list":              {answer{200, jsonMedia, "[]"}, "not a JSON object", 503},
-		"JSON and more":            {answer{200, jsonMedia, goodAnswer + "x"}, "not a JSON object", 503},
-		"too large":                {answer{200, jsonMedia, strings.Repeat(" ", maxAnswerSize) + goodAnswer}, "larger than 1 MiB", 503},
-		"no token":                 {ok("access_token", ""), "access_token must be", 503},
-		"token empty":              {ok("access_token", `""`), "access_token must be", 503},
-		"token number":             {ok("access_token", `4711`), "access_token has the wrong type", 503},
-		"token object":             {ok("access_token", `{"canary-token":1}`), "access_token has the wrong type", 503},
-		"token with space":         {ok("access_token", `"canary token"`), "access_token must be", 503},
-		"token with newline":       {ok("access_token", `"a\r\nX-Evil: 1"`), "access_token must be", 503},
-		"token not ASCII":          {ok("access_token", `"tökn"`), "access_token must be", 503},
-		"token too long":           {ok("access_token", `"`+long+`"`), "access_token must be", 503},
-		"no token type":            {ok("token_type", ""), "token_type must be Bearer", 503},
-		"token type mac":           {ok("token_type", `"mac"`), "token_type must be Bearer", 503},
-		"token type number":        {ok("token_type", "1"), "token_type has the wrong type", 503},
-		"scope with newline":       {ok("scope", `"a\nb"`), "scope must be", 503},
-		"scope list":               {ok("scope", `["a"]`), "scope has the wrong type", 503},
-		"scope too long":           {ok("scope", `"`+long+`"`), "scope must be", 503},
-		"no lifetime":              {ok("expires_in", ""), "expires_in must be", 503},
-		"lifetime null":            {ok("expires_in", "null"), "expires_in must be", 503},
-		"lifetime 0":               {ok("expires_in", "0"), "expires_in must be", 503},
-		"lifetime negative":        {ok("expires_in", "-60"), "expires_in must be", 503},
-		"lifetime a fraction":      {ok("expires_in", "59.5"), "expires_in must be", 503},
-		"lifetime as text":         {ok("expires_in", `"86400"`), "expires_in must be", 503},
-		"lifetime beyond 10 years": {ok("expires_in", "315360001"), "expires_in must be", 503},
-		"lifetime huge":            {ok("expires_in", "1e400"), "expires_in must be", 503},
-		"lifetime list":            {ok("expires_in", "[60]"), "expires_in must be", 503},
-		"201":                      {answer{201, jsonMedia, goodAnswer}, "Autopay sent a malformed answer: 201 instead of 200", 503},
-		"204":                      {answer{204, jsonMedia, ""}, "204 instead of 200", 503},
-		"302":                      {answer{302, jsonMedia, ""}, "Autopay answered 302, a redirect, which is not followed", 503},
-		"401 as documented":        {answer{401, jsonMedia, `{"error":"access_denied","error_description":"Unauthorized"}`}, "Autopay refused the credential (401): access_denied: Unauthorized", 502},
-		"401 with a raw body":      {answer{401, "text/html", "<html>canary-token</html>"}, "Autopay refused the credential (401)", 502},
-		"401 with other types":     {answer{401, jsonMedia, `{"error":["x"],"error_description":{"a":1}}`}, "Autopay refused the credential (401)", 502},
-		"403 echoing the secret":   {answer{403, jsonMedia, `{"error":"no","error_description":"bad secret ` + testSecret + `"}`}, "(403): no: bad secret [redacted]", 502},
-		"404":                      {answer{404, jsonMedia, ""}, "Autopay refused the credential (404)", 502},
-		"408":                      {answer{408, jsonMedia, ""}, "Autopay answered 408 Request Timeout", 503},
-		"429":                      {answer{429, jsonMedia, ""}, "Autopay answered 429 Too Many Requests", 503},
-		"500 in control codes":     {answer{500, jsonMedia, `{"error":"a\u001b[31m\r\nb\u202e"}`}, "Autopay answered 500 Internal Server Error: a [31m  b", 503},
-		"500 with a long story":    {answer{500, jsonMedia, `{"error":"` + strings.Repeat("ä", 5000) + `"}`}, ": " + strings.Repeat("ä", 199) + "…", 503},
-		"599":                      {answer{599, jsonMedia, ""}, "Autopay answered 599", 503},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := &client{now: func() time.Time { return start2000 }, transport: test.answer}
-			got, f := c.exchange(t.Context(), tokenRequest{
-				tokenURL: defaultTokenURL, clientID: testID, clientSecret: testSecret, timeout: time.Minute,
-			})
-			if test.says == "" {
-				if f != nil || got.accessToken == "" || got.lifetime < time.Second {
-					t.Fatalf("got %+v, %v", got, f)
-				}
-				return
-			}
-			if f == nil {
-				t.Fatalf("taken: %+v", got)
-			}
-			if !strings.Contains(f.text, test.says) || f.refused != (test.status == http.StatusBadGateway) {
-				t.Errorf("got %q, refused: %v; want %q for a %d", f.text, f.refused, test.says, test.status)
-			}
-			if strings.Contains(f.text, "canary") || len([]rune(f.text)) > 500 {
-				t.Errorf("the text shows too much: %q", f.text)
-			}
-			if f.noToken != (test.answer.status/100 != 2) {
-				t.Errorf("certainly no token: %v", f.noToken)
-			}
-			// Over the whole engine: a bad answer changes neither credential nor token.
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default")
-			e.client.transport = test.answer
-			e.wantUnchanged(func() {
-				resp, err := e.write("config", map[string]any{"client_id": "another"})
-				if err == nil && !resp.IsError() {
-					t.Error("the config was taken")
-				}
-				if strings.Contains(say(resp, err)+e.logs.String(), "canary-token") {
-					t.Error("the token is shown")
-				}
-			})
-		})
-	}
-}
 
 // TestExchangeOverRealConnections covers what a RoundTripper can't: dialling,
 // TLS, headers, and bodies that come slowly.
@@ -237,8 +113,7 @@ func TestExchangeSendsWhatAutopayDocuments(t *testing.T) {
 }
 
 func TestExchangeEndsWithItsContext(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		sim := autopaysim.New(autopaysim.Options{})
 		sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
 		c := &client{now: time.Now, transport: sim.RoundTripper()}
@@ -249,4 +124,331 @@ func TestExchangeEndsWithItsContext(t *testing.T) {
 			t.Errorf("got %v after %s", f, time.Since(start2000))
 		}
 	})
+}
+
+// hostileHost hands every connection to a function. Its done accepts no more of them
+// and reports whether the other side has closed them all.
+type hostileHost struct {
+	addr string
+	done func() bool
+}
+
+func newHostileHost(t *testing.T, say func(net.Conn)) hostileHost {
+	t.Helper()
+	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	var conns sync.WaitGroup
+	conns.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			conns.Go(func() {
+				defer conn.Close()
+				say(conn)
+				_, _ = io.Copy(io.Discard, conn) // until the other side closes
+			})
+		}
+	})
+	return hostileHost{ln.Addr().String(), func() bool {
+		ln.Close()
+		over := make(chan struct{})
+		go func() { conns.Wait(); close(over) }()
+		select {
+		case <-over:
+			return true
+		case <-time.After(20 * time.Second):
+			return false
+		}
+	}}
+}
+
+// reply reads a request, writes first once, and then writes rest again and again.
+func reply(first, rest string, pause time.Duration) func(net.Conn) {
+	return func(conn net.Conn) {
+		_, _ = conn.Read(make([]byte, 64<<10))
+		_, err := io.WriteString(conn, first)
+		for err == nil && rest != "" {
+			_, err = io.WriteString(conn, rest)
+			time.Sleep(pause)
+		}
+	}
+}
+
+// TestExchangeWithHostileHosts: a host that answers in bad faith causes one failed
+// attempt and no more. The exchange ends by its deadline, the connection is closed,
+// and the error quotes nothing of the answer.
+func TestExchangeWithHostileHosts(t *testing.T) {
+	t.Parallel()
+	const (
+		ok   = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+		slow = 50 * time.Millisecond
+	)
+	var bomb bytes.Buffer // inflated, it is a good answer
+	w := gzip.NewWriter(&bomb)
+	_, _ = io.WriteString(w, strings.Repeat(" ", maxAnswerSize/2)+goodAnswer)
+	w.Close()
+
+	for name, test := range map[string]struct {
+		say    func(net.Conn)
+		says   string
+		scheme string // "": http
+	}{
+		"another protocol, then silence": {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "", 0), "Autopay answered 101", ""},
+		"another protocol, then a drip":  {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "x", slow), "Autopay answered 101", ""},
+		"early hints without end":        {reply("", "HTTP/1.1 103 Early Hints\r\nX: canary\r\n\r\n", 0), "the connection to Autopay broke", ""},
+		"headers without end":            {reply("HTTP/1.1 200 OK\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke", ""},
+		"headers that drip":              {reply("HTTP/1.1 200 OK\r\nX: ", "x", slow), "did not answer within the request_timeout", ""},
+		"body without end":               {reply(ok+"\r\n", strings.Repeat("canary", 1000), 0), "larger than 1 MiB", ""},
+		"body that drips":                {reply(ok+"\r\n", " ", slow), "did not answer within the request_timeout", ""},
+		"body in chunks without end":     {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "6\r\ncanary\r\n", 0), "larger than 1 MiB", ""},
+		"chunks with long extensions":    {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 4000)+"\r\n \r\n", 0), "the connection to Autopay broke", ""},
+		"trailers without end":           {reply(ok+"Transfer-Encoding: chunked\r\n\r\n0\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke", ""},
+		"a terabyte announced":           {reply(ok+"Content-Length: 1099511627776\r\n\r\n", "", 0), "did not answer within the request_timeout", ""},
+		"an error's body without end":    {reply("HTTP/1.1 500 x\r\n\r\n", strings.Repeat("canary", 1000), 0), "Autopay answered 500 Internal Server Error", ""},
+		"a refusal's body that drips":    {reply("HTTP/1.1 401 x\r\n\r\n", " ", slow), "Autopay refused the credential (401)", ""},
+		"a gzip bomb":                    {reply(ok+"Content-Encoding: gzip\r\nContent-Length: "+fmt.Sprint(bomb.Len())+"\r\n\r\n"+bomb.String(), "", 0), "not a JSON object", ""},
+		"no answer to the handshake":     {func(net.Conn) {}, "did not answer within the request_timeout", "https"},
+		"a handshake that drips":         {reply("\x16\x03\x03\x40\x00", "\x00", slow), "did not answer within the request_timeout", "https"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			host := newHostileHost(t, test.say)
+			scheme := test.scheme
+			if scheme == "" {
+				scheme = "http"
+			}
+			ended := make(chan *exchangeError, 1)
+			go func() {
+				_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+					tokenURL: scheme + "://" + host.addr, clientID: testID, clientSecret: testSecret, timeout: 5 * time.Second,
+				})
+				ended <- f
+			}()
+			select {
+			case f := <-ended:
+				if f == nil || !strings.Contains(f.text, test.says) || strings.Contains(f.text, "canary") {
+					t.Errorf("got %v, want %q", f, test.says)
+				}
+			case <-time.After(20 * time.Second):
+				t.Fatal("the exchange does not end")
+			}
+			if !host.done() {
+				t.Error("the connection is still open")
+			}
+		})
+	}
+}
+
+// TestNoGzipIsAskedFor shows why no answer is ever decompressed.
+func TestNoGzipIsAskedFor(t *testing.T) {
+	t.Parallel()
+	seen := make(chan http.Header, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen <- r.Header }))
+	t.Cleanup(srv.Close)
+	_, _ = (&client{now: time.Now}).exchange(t.Context(), tokenRequest{tokenURL: srv.URL, clientID: "i", clientSecret: "s", timeout: time.Minute})
+	if got := (<-seen).Get("Accept-Encoding"); got != "" {
+		t.Errorf("Accept-Encoding: %s", got)
+	}
+}
+
+// TestTLSIsNotDowngraded: the secret is sent to no host that can't prove that it is
+// the one which token_url names.
+func TestTLSIsNotDowngraded(t *testing.T) {
+	t.Parallel()
+	good, ca, err := autopaysim.SelfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, otherCA, err := autopaysim.SelfSigned("autopay.example") // a name that now leads here: DNS rebinding
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		server *tls.Config
+		ca     []byte
+		says   string // "": a token is obtained
+	}{
+		"TLS 1.2":              {&tls.Config{Certificates: []tls.Certificate{good}, MaxVersion: tls.VersionTLS12, MinVersion: tls.VersionTLS12}, ca, ""},
+		"TLS 1.1":              {&tls.Config{Certificates: []tls.Certificate{good}, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}, ca, "no connection could be made"},
+		"unknown authority":    {&tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS12}, otherCA, "signed by an unknown authority"},
+		"another host's":       {&tls.Config{Certificates: []tls.Certificate{other}, MinVersion: tls.VersionTLS12}, otherCA, "its certificate is for another host"},
+		"system roots instead": {&tls.Config{Certificates: []tls.Certificate{good}, MinVersion: tls.VersionTLS12}, nil, "signed by an unknown authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
+			srv := httptest.NewUnstartedServer(sim)
+			srv.TLS = test.server
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0) // failed handshakes are wanted
+			srv.StartTLS()
+			t.Cleanup(srv.Close)
+			_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+				tokenURL: srv.URL + autopaysim.TokenPath, clientID: testID, clientSecret: testSecret, audience: defaultAudience,
+				caCert: string(test.ca), timeout: time.Minute,
+			})
+			if test.says == "" {
+				if f != nil {
+					t.Fatal(f)
+				}
+				return
+			}
+			if f == nil || !strings.Contains(f.text, test.says) {
+				t.Errorf("got %v, want %q", f, test.says)
+			}
+			if n := sim.Requests(""); n != 0 {
+				t.Error("the secret was sent")
+			}
+		})
+	}
+}
+
+// TestRedirectsCarryNothing redirects the engine to a host that records requests.
+func TestRedirectsCarryNothing(t *testing.T) {
+	t.Parallel()
+	elsewhere := autopaysim.New(autopaysim.Options{})
+	thief := httptest.NewServer(elsewhere)
+	t.Cleanup(thief.Close)
+	for _, status := range []int{300, 301, 302, 303, 305, 307, 308} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			t.Parallel()
+			sim := autopaysim.New(autopaysim.Options{})
+			sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRedirect, Status: status, Location: thief.URL + autopaysim.TokenPath})
+			srv := httptest.NewServer(sim)
+			t.Cleanup(srv.Close)
+			_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+				tokenURL: srv.URL + autopaysim.TokenPath, clientID: testID, clientSecret: testSecret, timeout: time.Minute,
+			})
+			if f == nil || !strings.Contains(f.text, "a redirect, which is not followed") || strings.Contains(f.text, thief.URL) {
+				t.Error(f)
+			}
+			if n := sim.Requests(""); n != 1 {
+				t.Errorf("%d requests, want 1", n)
+			}
+			if n := elsewhere.Requests(""); n != 0 {
+				t.Error("the secret was sent on")
+			}
+		})
+	}
+}
+
+// TestProxySeesNoSecret has a proxy in the environment. The proxy learns the host and
+// nothing else, and it is not used for a loopback host. net/http reads the
+// environment once per process, so the test runs itself as another process.
+func TestProxySeesNoSecret(t *testing.T) {
+	t.Parallel()
+	if url := os.Getenv("TEST_TOKEN_URL"); url != "" {
+		_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+			tokenURL: url, clientID: testID, clientSecret: testSecret, audience: defaultAudience, timeout: 10 * time.Second,
+		})
+		t.Logf("fault %v", f)
+		return
+	}
+	var mu sync.Mutex
+	var heard bytes.Buffer
+	proxy := newHostileHost(t, func(conn net.Conn) {
+		defer conn.Close()
+		hear := func() {
+			buf := make([]byte, 64<<10)
+			n, _ := conn.Read(buf)
+			mu.Lock()
+			defer mu.Unlock()
+			heard.Write(buf[:n])
+		}
+		hear()
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+		hear() // the TLS that follows is not answered
+	})
+	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
+	srv := httptest.NewServer(sim)
+	t.Cleanup(srv.Close)
+	run := func(url string) string {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestProxySeesNoSecret$", "-test.v")
+		cmd.Env = append(os.Environ(), "TEST_TOKEN_URL="+url, "HTTPS_PROXY=http://"+proxy.addr, "HTTP_PROXY=http://"+proxy.addr, "NO_PROXY=", "no_proxy=")
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		defer heard.Reset()
+		return heard.String()
+	}
+	if got := run(srv.URL + autopaysim.TokenPath); got != "" || sim.Issued(testID) != 1 {
+		t.Errorf("a loopback host: the proxy heard %q, %d tokens were issued", got, sim.Issued(testID))
+	}
+	got := run("https://autopay.invalid/oauth/token")
+	if !strings.HasPrefix(got, "CONNECT autopay.invalid:443 HTTP/1.1\r\n") || !strings.Contains(got, "\r\n\r\n\x16\x03") {
+		t.Errorf("the proxy heard %q, want CONNECT and the beginning of TLS", got)
+	}
+	for _, secret := range []string{testSecret, testID, "oauth"} {
+		if strings.Contains(got, secret) {
+			t.Errorf("the proxy heard %q", secret)
+		}
+	}
+}
+
+// TestTokenURLReach: the secret may be sent to any https host, because whoever
+// changes the host must bring the secret, and in plain text only to this machine.
+func TestTokenURLReach(t *testing.T) {
+	t.Parallel()
+	const absolute, plain = "an absolute https URL", "plain http is allowed to a loopback host only"
+	for url, want := range map[string]string{
+		"https://api-auth.autopay.io/oauth/token": "",
+		"https://10.0.0.1/token":                  "",
+		"https://169.254.169.254/token":           "", // no certificate is issued for it
+		"http://localhost:8080/token":             "",
+		"http://127.0.0.1/token":                  "",
+		"http://127.8.9.10:1/token":               "",
+		"http://[::1]/token":                      "",
+		"http://[::ffff:127.0.0.1]/token":         "",
+
+		"http://169.254.169.254/latest/meta-data":    plain, // AWS, Azure, GCP, OpenStack
+		"http://[fd00:ec2::254]/latest/meta-data":    plain, // AWS
+		"http://[::ffff:169.254.169.254]/":           plain,
+		"http://100.100.100.200/latest/meta-data":    plain, // Alibaba
+		"http://metadata.google.internal/":           plain,
+		"http://169.254.170.2/v2/credentials":        plain, // ECS
+		"http://10.0.0.1/":                           plain,
+		"http://0.0.0.0/":                            plain, // means this machine to Linux
+		"http://[::]/":                               plain,
+		"http://0/":                                  plain,
+		"http://127.1/":                              plain,
+		"http://2130706433/":                         plain,
+		"http://0x7f000001/":                         plain,
+		"http://0177.0.0.1/":                         plain,
+		"http://LOCALHOST/":                          plain,
+		"http://localhost./":                         plain,
+		"http://localhost.evil.example/":             plain,
+		"http://127.0.0.1.evil.example/":             plain,
+		"http://127.0.0.1@evil.example/":             "user name",
+		"https://me:secret@autopay.example/":         "user name",
+		"http://evil.example#127.0.0.1/":             "fragment",
+		"https://autopay.example/#x":                 "fragment",
+		"https://autopay.example/#":                  "fragment",
+		"https://autopay.example:0/":                 "port",
+		"https://autopay.example:65536/":             "port",
+		"https://:8443/x":                            absolute,
+		"http://evil.example\\127.0.0.1/":            absolute,
+		"http://[::1%25eth0]/":                       plain,
+		"file:///etc/passwd":                         absolute,
+		"gopher://127.0.0.1/":                        plain,
+		"unix:///run/docker.sock":                    absolute,
+		"//api-auth.autopay.io/oauth/token":          plain,
+		"/oauth/token":                               absolute,
+		"https:api-auth.autopay.io":                  absolute,
+		"https://api-auth.autopay.io/\r\nHost: evil": absolute,
+	} {
+		t.Run(url, func(t *testing.T) {
+			t.Parallel()
+			err := checkTokenURL(url)
+			if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v, want %q", err, want)
+			}
+		})
+	}
 }

@@ -21,75 +21,65 @@ func TestConfigRefusesBadFields(t *testing.T) {
 		data map[string]any
 		says string
 	}{
-		"client_id empty":               {map[string]any{"client_id": ""}, "client_id is required"},
-		"client_id null":                {map[string]any{"client_id": nil}, "client_id must be a string"},
-		"client_id number":              {map[string]any{"client_id": 4711}, "client_id must be a string"},
-		"client_id with newline":        {map[string]any{"client_id": "id\n"}, "client_id must be printable"},
-		"client_id too long":            {map[string]any{"client_id": strings.Repeat("x", 4097)}, "client_id must be at most 4096 bytes"},
-		"client_secret empty":           {map[string]any{"client_secret": ""}, "client_secret is required"},
-		"client_secret object":          {map[string]any{"client_secret": map[string]any{"v": testSecret}}, "client_secret must be a string"},
-		"client_secret list":            {map[string]any{"client_secret": []any{testSecret}}, "client_secret must be a string"},
-		"client_secret number":          {map[string]any{"client_secret": 1.5e300}, "client_secret must be a string"},
-		"client_secret bool":            {map[string]any{"client_secret": true}, "client_secret must be a string"},
-		"client_secret with newline":    {map[string]any{"client_secret": testSecret + "\n"}, "does the file it came from end in a newline?"},
-		"token_url relative":            {secretToo("token_url", "/oauth/token"), "token_url must be an absolute https URL"},
-		"token_url no host":             {secretToo("token_url", "https://:8443/x"), "token_url must be an absolute https URL"},
-		"token_url plain http":          {secretToo("token_url", "http://autopay.example/token"), "token_url must be an https URL"},
-		"token_url metadata address":    {secretToo("token_url", "http://169.254.169.254/token"), "token_url must be an https URL"},
-		"token_url loopback look-alike": {secretToo("token_url", "http://127.0.0.1.example/token"), "token_url must be an https URL"},
-		"token_url ftp":                 {secretToo("token_url", "ftp://autopay.example/token"), "token_url must be an https URL"},
-		"token_url userinfo":            {secretToo("token_url", "https://me:"+testSecret+"@autopay.example/"), "token_url must not hold a user name"},
-		"token_url fragment":            {secretToo("token_url", "https://autopay.example/#x"), "token_url must not hold a fragment"},
-		"token_url empty fragment":      {secretToo("token_url", "https://autopay.example/#"), "token_url must not hold a fragment"},
-		"token_url port 0":              {secretToo("token_url", "https://autopay.example:0/"), "token_url must have a port"},
-		"token_url port too high":       {secretToo("token_url", "https://autopay.example:65536/"), "token_url must have a port"},
-		"token_url control character":   {secretToo("token_url", "https://autopay.example/\x00"), "token_url must be printable"},
-		"token_url without the secret":  {map[string]any{"token_url": "https://evil.example/"}, "must bring client_secret"},
-		"ca_cert without the secret":    {map[string]any{"ca_cert": testCA(t)}, "must bring client_secret"},
-		"ca_cert no PEM":                {secretToo("ca_cert", "hello"), "ca_cert must hold PEM certificates"},
-		"ca_cert blank":                 {secretToo("ca_cert", " "), "ca_cert must hold PEM certificates"},
-		"ca_cert trailing text":         {secretToo("ca_cert", testCA(t)+"hello"), "ca_cert must hold PEM certificates"},
-		"ca_cert private key":           {secretToo("ca_cert", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "ca_cert must hold PEM certificates"},
-		"ca_cert broken certificate":    {secretToo("ca_cert", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "ca_cert holds a certificate that can't be parsed"},
-		"ca_cert too large":             {secretToo("ca_cert", strings.Repeat(testCA(t), 1000)), "ca_cert must be at most"},
-		"audience newline":              {map[string]any{"audience": "https://a\nb"}, "audience must be printable"},
-		"audience list":                 {map[string]any{"audience": []any{"a"}}, "audience must be a string"},
-		"rotation_period 4":             {map[string]any{"rotation_period": 4}, "rotation_period must be 0"},
-		"rotation_period negative":      {map[string]any{"rotation_period": "-1h"}, "rotation_period must be a duration"},
-		"rotation_period half seconds":  {map[string]any{"rotation_period": "7500ms"}, "rotation_period must be a duration in whole seconds"},
-		"rotation_period fraction":      {map[string]any{"rotation_period": 7.5}, "rotation_period must be a duration"},
-		"rotation_period text":          {map[string]any{"rotation_period": testSecret}, "rotation_period must be a duration"},
-		"rotation_period overflow":      {map[string]any{"rotation_period": "99999999999999999999"}, "rotation_period must be"},
-		"rotation_period 11 years":      {map[string]any{"rotation_period": "4015d"}, "rotation_period must be 0"},
-		"request_timeout 0":             {map[string]any{"request_timeout": 0}, "request_timeout must be from 1 to 60"},
-		"request_timeout 61":            {map[string]any{"request_timeout": "61s"}, "request_timeout must be from 1 to 60"},
-		"request_timeout null":          {map[string]any{"request_timeout": nil}, "request_timeout must be a duration"},
-		"token_request_limit -1":        {map[string]any{"token_request_limit": -1}, "token_request_limit must be from 0"},
-		"token_request_limit fraction":  {map[string]any{"token_request_limit": 1.5}, "token_request_limit must be a whole number"},
-		"token_request_limit text":      {map[string]any{"token_request_limit": testSecret}, "token_request_limit must be a whole number"},
-		"token_request_limit huge":      {map[string]any{"token_request_limit": 1e18}, "token_request_limit must be"},
-		"verify text":                   {map[string]any{"verify": testSecret}, "verify must be true or false"},
-		"one bad field of many":         {map[string]any{"request_timeout": 20, "audience": "x", "rotation_period": 3}, "rotation_period must be 0"},
-		"Autopay refuses the secret":    {map[string]any{"client_secret": "wrong"}, "Autopay refused the credential (401): access_denied: Unauthorized; nothing was changed"},
-		"Autopay refuses the audience":  {map[string]any{"audience": "https://other.example"}, "Autopay refused the credential (400)"},
+		"client_id empty":              {map[string]any{"client_id": ""}, "client_id is required"},
+		"client_id null":               {map[string]any{"client_id": nil}, "client_id must be a string"},
+		"client_id number":             {map[string]any{"client_id": 4711}, "client_id must be a string"},
+		"client_id with newline":       {map[string]any{"client_id": "id\n"}, "client_id must be printable"},
+		"client_id too long":           {map[string]any{"client_id": strings.Repeat("x", 4097)}, "client_id must be at most 4096 bytes"},
+		"client_secret empty":          {map[string]any{"client_secret": ""}, "client_secret is required"},
+		"client_secret object":         {map[string]any{"client_secret": map[string]any{"v": testSecret}}, "client_secret must be a string"},
+		"client_secret list":           {map[string]any{"client_secret": []any{testSecret}}, "client_secret must be a string"},
+		"client_secret number":         {map[string]any{"client_secret": 1.5e300}, "client_secret must be a string"},
+		"client_secret bool":           {map[string]any{"client_secret": true}, "client_secret must be a string"},
+		"client_secret with newline":   {map[string]any{"client_secret": testSecret + "\n"}, "does the file it came from end in a newline?"},
+		"token_url plain http":         {secretToo("token_url", "http://autopay.example/token"), "token_url must be an https URL"},
+		"token_url userinfo":           {secretToo("token_url", "https://me:"+testSecret+"@autopay.example/"), "token_url must not hold a user name"},
+		"token_url control character":  {secretToo("token_url", "https://autopay.example/\x00"), "token_url must be printable"},
+		"token_url without the secret": {map[string]any{"token_url": "https://evil.example/"}, "must bring client_secret"},
+		"ca_cert without the secret":   {map[string]any{"ca_cert": testCA(t)}, "must bring client_secret"},
+		"ca_cert no PEM":               {secretToo("ca_cert", "hello"), "ca_cert must hold PEM certificates"},
+		"ca_cert blank":                {secretToo("ca_cert", " "), "ca_cert must hold PEM certificates"},
+		"ca_cert trailing text":        {secretToo("ca_cert", testCA(t)+"hello"), "ca_cert must hold PEM certificates"},
+		"ca_cert private key":          {secretToo("ca_cert", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "ca_cert must hold PEM certificates"},
+		"ca_cert broken certificate":   {secretToo("ca_cert", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "ca_cert holds a certificate that can't be parsed"},
+		"ca_cert too large":            {secretToo("ca_cert", strings.Repeat(testCA(t), 1000)), "ca_cert must be at most"},
+		"audience newline":             {map[string]any{"audience": "https://a\nb"}, "audience must be printable"},
+		"audience list":                {map[string]any{"audience": []any{"a"}}, "audience must be a string"},
+		"rotation_period 4":            {map[string]any{"rotation_period": 4}, "rotation_period must be 0"},
+		"rotation_period negative":     {map[string]any{"rotation_period": "-1h"}, "rotation_period must be a duration"},
+		"rotation_period half seconds": {map[string]any{"rotation_period": "7500ms"}, "rotation_period must be a duration in whole seconds"},
+		"rotation_period fraction":     {map[string]any{"rotation_period": 7.5}, "rotation_period must be a duration"},
+		"rotation_period text":         {map[string]any{"rotation_period": testSecret}, "rotation_period must be a duration"},
+		"rotation_period overflow":     {map[string]any{"rotation_period": "99999999999999999999"}, "rotation_period must be"},
+		"rotation_period 11 years":     {map[string]any{"rotation_period": "4015d"}, "rotation_period must be 0"},
+		"request_timeout 0":            {map[string]any{"request_timeout": 0}, "request_timeout must be from 1 to 60"},
+		"request_timeout 61":           {map[string]any{"request_timeout": "61s"}, "request_timeout must be from 1 to 60"},
+		"request_timeout null":         {map[string]any{"request_timeout": nil}, "request_timeout must be a duration"},
+		"token_request_limit -1":       {map[string]any{"token_request_limit": -1}, "token_request_limit must be from 0"},
+		"token_request_limit fraction": {map[string]any{"token_request_limit": 1.5}, "token_request_limit must be a whole number"},
+		"token_request_limit text":     {map[string]any{"token_request_limit": testSecret}, "token_request_limit must be a whole number"},
+		"token_request_limit huge":     {map[string]any{"token_request_limit": 1e18}, "token_request_limit must be"},
+		"verify text":                  {map[string]any{"verify": testSecret}, "verify must be true or false"},
+		"one bad field of many":        {map[string]any{"request_timeout": 20, "audience": "x", "rotation_period": 3}, "rotation_period must be 0"},
+		"Autopay refuses the secret":   {map[string]any{"client_secret": "wrong"}, "Autopay refused the credential (401): access_denied: Unauthorized; nothing was changed"},
+		"Autopay refuses the audience": {map[string]any{"audience": "https://other.example"}, "Autopay refused the credential (400)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "request_timeout", 5)
+			e := configured(t, "request_timeout", 5)
 			e.wantUnchanged(func() {
 				resp, err := e.write("config", test.data)
 				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), test.says) {
 					t.Errorf("got %d %q, want a 400 that says %q", code(resp, err), say(resp, err), test.says)
 				}
 			})
-			// The same at creation, where all that is required is given beside it.
-			data := map[string]any{"client_id": testID, "client_secret": testSecret}
+			// The same at creation, beside the fields that are required.
+			data := withSecret()
 			maps.Copy(data, test.data)
 			if resp, err := e.write("config/new", data); !strings.Contains(test.says, "must bring") && code(resp, err) != http.StatusBadRequest {
 				t.Errorf("creation got %d %q, want a 400", code(resp, err), say(resp, err))
-			} else if names, _ := e.do(t.Context(), logical.ListOperation, "config/", nil); err == nil && resp.IsError() && len(names.Data["keys"].([]string)) != 1 {
-				t.Errorf("a refused creation left %v", names.Data)
+			} else if names, _ := e.do(t.Context(), logical.ListOperation, "config/", nil); err == nil && resp.IsError() && (len(names.Data["keys"].([]string)) != 1 || e.stored("token/new") != "") {
+				t.Errorf("a refused creation left %v, %s", names.Data, e.stored("token/new"))
 			}
 			if strings.Contains(e.logs.String(), testSecret) {
 				t.Error("the log shows the secret")
@@ -98,20 +88,11 @@ func TestConfigRefusesBadFields(t *testing.T) {
 	}
 }
 
-func testCA(t *testing.T) string {
-	t.Helper()
-	_, ca, err := autopaysim.SelfSigned()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(ca)
-}
-
 func TestConfigCreationNeedsIDAndSecret(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
 	for _, missing := range []string{"client_id", "client_secret"} {
-		data := map[string]any{"client_id": testID, "client_secret": testSecret}
+		data := withSecret()
 		delete(data, missing)
 		resp, err := e.write("config", data)
 		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), missing+" is required") {
@@ -143,8 +124,53 @@ func TestConfigNames(t *testing.T) {
 		e.configure(name)
 		e.token("token/" + name)
 	}
-	resp, err := e.do(t.Context(), logical.ListOperation, "config/", nil)
-	if err != nil || !slices.Equal(resp.Data["keys"].([]string), []string{"Oslo_2", "a", "no.oslo-1", strings.Repeat("x", 128)}) {
-		t.Errorf("list: %v %v", resp, err)
+	all := []string{"Oslo_2", "a", "no.oslo-1", strings.Repeat("x", 128)}
+	for _, page := range []struct {
+		query map[string]any // as OpenBao's clients send it
+		want  []string
+	}{
+		{nil, all},
+		{map[string]any{"limit": 2}, all[:2]},
+		{map[string]any{"after": "a"}, all[2:]},
+		{map[string]any{"after": "a", "limit": 1}, all[2:3]},
+		{map[string]any{"after": "b", "limit": 9}, all[2:]},
+		{map[string]any{"limit": 0}, all},
+	} {
+		resp, err := e.do(t.Context(), logical.ListOperation, "config/", page.query)
+		if err != nil || !slices.Equal(resp.Data["keys"].([]string), page.want) {
+			t.Errorf("list %v: %v %v, want %v", page.query, resp, err, page.want)
+		}
 	}
+}
+
+// TestAnotherSpellingIsAChange spells the stored token_url in other ways. Each counts
+// as a change, which must bring client_secret.
+func TestAnotherSpellingIsAChange(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	ca := testCA(t)
+	e.configure("default", "ca_cert", ca)
+	e.wantUnchanged(func() {
+		for _, data := range []map[string]any{
+			{"token_url": "https://api-auth.autopay.io/oauth/other"},
+			{"token_url": "https://api-auth.autopay.io:443/oauth/token"},
+			{"token_url": "https://api-auth.autopay.io./oauth/token"},
+			{"token_url": "https://api-auth.autopay.io/oauth/token?a=b"},
+			{"token_url": "https://API-AUTH.autopay.io/oauth/token"},
+			{"token_url": "https://api-auth.autopay.io/oauth/../oauth/token"},
+			{"ca_cert": ""},
+			{"ca_cert": ca + ca},
+			{"ca_cert": ca + "\n"},
+			{"ca_cert": testCA(t), "Client_Secret": testSecret},
+		} {
+			for _, verify := range []bool{true, false} {
+				data["verify"] = verify
+				resp, err := e.write("config", data)
+				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "must bring client_secret") {
+					t.Errorf("%v: %v %v", data, resp, err)
+				}
+			}
+		}
+	})
+	e.wantRequests(1)
 }

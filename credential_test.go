@@ -2,7 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"net/http"
 	"strings"
 	"sync"
@@ -10,239 +10,201 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// The tests of the ten rules of a token's life, each under its number.
-
-func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		e.token("token")
+func TestFailingStorageIsLeftAlone(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
 		synctest.Wait() // loading is over
-		reads, writes, calls := e.storage.reads.Load(), e.storage.writes.Load(), e.view.calls.Load()
+		e.InvalidateKey(t.Context(), "token/default")
+		e.storage.failWith(func(string, string) error { return errors.New("no quorum") })
+		r := e.storage.reads.Load()
 		for range 1000 {
 			e.token("token")
-			e.token("token/default")
 		}
-		if r, w, c := e.storage.reads.Load(), e.storage.writes.Load(), e.view.calls.Load(); r != reads || w != writes || c != calls {
-			t.Errorf("2000 cached reads made %d storage reads, %d writes and %d calls into Vault", r-reads, w-writes, c-calls)
+		if n, reads := strings.Count(e.logs.String(), "can't be read"), e.storage.reads.Load()-r; n != 1 || reads != 1 {
+			t.Errorf("%d log lines and %d reads of storage, want one of each", n, reads)
 		}
-		e.wantRequests(1)
+	})
+}
 
-		// The refresh hangs: readers are answered at once with the live token.
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
-		time.Sleep(18 * time.Hour)
-		synctest.Wait()
-		begun := time.Now()
-		var wg sync.WaitGroup
-		for range 200 {
-			wg.Go(func() {
-				if ttl := e.token("token")["ttl"]; ttl != int64(5) {
-					t.Errorf("ttl %v while the refresh is under way, want 5", ttl)
-				}
-			})
-		}
-		wg.Wait()
-		if waited := time.Since(begun); waited > 0 {
-			t.Errorf("readers of a live token waited %s", waited)
-		}
-		time.Sleep(6 * time.Second) // a consumer comes back at ttl + 1 s
-		if rotated := e.token("token")["last_vault_rotation"]; rotated != "2000-01-01T18:00:00Z" {
-			t.Errorf("last_vault_rotation %v, want that of the refresh", rotated)
+// TestOperatorWhoLeavesCancelsNothing: a job goes on after its caller's deadline.
+func TestOperatorWhoLeavesCancelsNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		old := e.token("token")["access_token"]
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		e.wantCode(http.StatusServiceUnavailable)(e.do(ctx, logical.UpdateOperation, "rotate", nil))
+		time.Sleep(10 * time.Second)
+		if e.token("token")["access_token"] == old {
+			t.Error("the rotation was cancelled")
 		}
 		e.wantRequests(2)
 	})
 }
 
-func TestRule2OneRequestInFlight(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
-		e.wantRequests(0)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second, Times: 1})
-
-		// The first reader leaves after a second: that does not cancel the request.
-		first, leave := context.WithTimeout(t.Context(), time.Second)
-		defer leave()
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			resp, err := e.do(first, logical.ReadOperation, "token", nil)
-			if code(resp, err) != http.StatusServiceUnavailable || time.Since(start2000) != time.Second {
-				t.Errorf("the reader with a deadline of 1 s got %v %v after %s", resp, err, time.Since(start2000))
-			}
-		})
-		synctest.Wait()
-		for range 200 {
-			wg.Go(func() { e.token("token") })
+// TestChangeDuringARefresh: another node changes the settings while this one waits
+// for Autopay. The refresh does not hide the change.
+func TestChangeDuringARefresh(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
+		time.Sleep(18*time.Hour + time.Second) // the refresh is under way
+		e.put("config/default", strings.Replace(e.stored("config/default"), `"request_timeout":10`, `"request_timeout":20`, 1))
+		e.InvalidateKey(t.Context(), "config/default")
+		time.Sleep(10 * time.Second)
+		e.wantRequests(2)
+		if got := e.status("config")["request_timeout"]; got != int64(20) {
+			t.Errorf("request_timeout %v in memory, 20 in storage", got)
 		}
-		wg.Go(e.tick)
-		wg.Go(func() {
-			if _, err := e.write("rotate", nil); err != nil {
-				t.Errorf("rotate: %v", err)
+	})
+}
+
+// TestChangeDuringARead: the active node replaces the token right after a standby
+// has read it from storage.
+func TestChangeDuringARead(t *testing.T) {
+	t.Parallel()
+	for name, known := range map[string]bool{"of a known credential": true, "the first": false} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			standby := e.peer(consts.ReplicationPerformanceStandby)
+			synctest.Wait() // loading is over
+			e.configure("default")
+			if known {
+				standby.token("token")
+			}
+			standby.InvalidateKey(t.Context(), "token/default")
+			var once sync.Once
+			e.storage.failAfter(func(op, key string) error {
+				if op == "get" && key == "token/default" {
+					once.Do(func() {
+						time.Sleep(2 * time.Minute)
+						e.configure("default", "rotation_period", 3600)
+						if resp, err := e.write("rotate", nil); err != nil || len(resp.Warnings) > 0 {
+							t.Error(resp, err)
+						}
+						standby.InvalidateKey(t.Context(), "config/default")
+						standby.InvalidateKey(t.Context(), "token/default")
+					})
+				}
+				return nil
+			})
+			standby.token("token")
+			got, want := standby.token("token"), e.token("token")
+			if got["access_token"] != want["access_token"] || got["rotation_period"] != want["rotation_period"] {
+				t.Errorf("the standby serves %v, want %v", got, want)
 			}
 		})
+	}
+}
+
+// TestStorageIsReadOnceTheTokenIsDead: storage fails and recovers while the token in
+// memory comes to its end.
+func TestStorageIsReadOnceTheTokenIsDead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		standby := e.peer(consts.ReplicationPerformanceStandby)
+		old := standby.token("token")["access_token"]
+		time.Sleep(24*time.Hour - 30*time.Second - time.Millisecond) // the active node has another one
+		standby.InvalidateKey(t.Context(), "token/default")
+		e.storage.failOn("get", "", errors.New("no quorum"))
+		if got := standby.token("token")["access_token"]; got != old {
+			t.Error("another token than that in memory")
+		}
+		time.Sleep(time.Millisecond)
+		if resp, err := standby.read("token"); !strings.Contains(say(resp, err), "no quorum") {
+			t.Errorf("got %v %v, want the error of storage", resp, err)
+		}
+		e.storage.failWith(nil)
+		if got := standby.token("token")["access_token"]; got == old {
+			t.Error("a token is served within its margin")
+		}
+	})
+}
+
+// TestDeletedInTheMeantime: a rotate and a read wait behind a delete.
+func TestDeletedInTheMeantime(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		var wg sync.WaitGroup
+		for _, do := range []func(){
+			func() { e.wantCode(http.StatusOK)(e.write("rotate", nil)) }, // holds the slot
+			func() { e.wantCode(http.StatusNotFound)(e.delete("config")) },
+			func() { e.wantCode(http.StatusBadRequest)(e.write("rotate", nil)) },
+			func() { e.wantCode(http.StatusBadRequest)(e.read("token")) },
+		} {
+			wg.Go(do)
+			synctest.Wait()
+		}
 		wg.Wait()
 		e.wantRequests(1)
-		if most := e.sim.Stats().MaxInFlight; most != 1 {
-			t.Errorf("%d requests in flight at once", most)
+	})
+}
+
+// indexStorage notes an index for each write in the context, as
+// sdk/plugin/grpc_storage.go does.
+type indexStorage struct{ *spyStorage }
+
+func (s indexStorage) note(ctx context.Context) {
+	if state := logical.IndexStateFromContext(ctx); state != nil {
+		state.LocalIndex++
+	}
+}
+
+func (s indexStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
+	s.note(ctx)
+	return s.spyStorage.Put(ctx, entry)
+}
+
+func (s indexStorage) Delete(ctx context.Context, key string) error {
+	s.note(ctx)
+	return s.spyStorage.Delete(ctx, key)
+}
+
+// TestWritesReturnTheirIndex: Vault Enterprise answers a write with X-Vault-Index,
+// so that its client reads no older state from a performance standby.
+func TestWritesReturnTheirIndex(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.on(indexStorage{e.storage})
+		for _, write := range []struct {
+			op   logical.Operation
+			path string
+			data map[string]any
+		}{
+			{logical.UpdateOperation, "config", map[string]any{"client_id": testID, "client_secret": testSecret}},
+			{logical.UpdateOperation, "config", map[string]any{"rotation_period": 3600}},
+			{logical.UpdateOperation, "rotate", nil},
+			{logical.DeleteOperation, "config", nil},
+		} {
+			time.Sleep(2 * time.Minute)
+			state := &logical.WALState{ClusterID: "cluster"}
+			_, err := e.do(logical.IndexStateContext(t.Context(), state), write.op, write.path, write.data)
+			if err != nil || state.LocalIndex == 0 || state.ClusterID != "cluster" {
+				t.Errorf("%s %s: error %v, state %+v", write.op, write.path, err, state)
+			}
 		}
-	})
-}
-
-// start2000 is when the time of a synctest bubble begins.
-var start2000 = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
-
-func TestRule3RefreshBeforeExpiry(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		lifetime time.Duration
-		readers  bool
-		requests int
-	}{
-		"24 h tokens, a reader every second": {24 * time.Hour, true, 2},
-		"10 h tokens, a reader every second": {10 * time.Hour, true, 4},
-		"24 h tokens, no reader":             {24 * time.Hour, false, 2},
-		"10 h tokens, no reader":             {10 * time.Hour, false, 4},
-		"10 min tokens, a reader per second": {10 * time.Minute, true, 100}, // and the limit is reached
-		"one hour tokens, a reader a second": {time.Hour, true, 32},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
-				e.configure("default")
-				limited := 0
-				for second := range 24*3600 - 1 {
-					if test.readers {
-						resp, err := e.read("token")
-						switch {
-						case err == nil && !e.sim.Valid(resp.Data["access_token"].(string)):
-							t.Fatalf("a dead token after %d s", second)
-						case err != nil && e.sim.Requests("") < 100:
-							t.Fatalf("no token after %d s: %v", second, err)
-						case err != nil:
-							limited++
-						}
-					}
-					if test.readers && second%60 == 59 { // without readers the timer is on its own
-						e.tick()
-					}
-					time.Sleep(time.Second - time.Nanosecond)
-					synctest.Wait()
-					time.Sleep(time.Nanosecond)
-				}
-				e.wantRequests(test.requests)
-			})
-		})
-	}
-}
-
-func TestRule3TickIsTheWatchdog(t *testing.T) {
-	t.Parallel()
-	t.Run("it obtains the first token", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "verify", false)
-			time.Sleep(time.Minute)
-			e.wantRequests(0)
-			e.tick()
-			synctest.Wait()
-			e.wantRequests(1)
-		})
-	})
-	t.Run("it returns at once while Autopay hangs", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "verify", false)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-			begun := time.Now()
-			e.tick()
-			if took := time.Since(begun); took > 0 {
-				t.Errorf("the tick took %s", took)
-			}
-		})
-	})
-	t.Run("a few refreshes run at a time, and one with a reader jumps the queue", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			for i := range 60 {
-				e.configure(fmt.Sprintf("n%d", i), "verify", false)
-			}
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
-			e.tick()
-			synctest.Wait()
-			e.wantRequests(refreshPlaces)
-			var wg sync.WaitGroup
-			for i := range 60 {
-				wg.Go(func() { e.token(fmt.Sprintf("token/n%d", i)) })
-			}
-			wg.Wait()
-			if waited := time.Since(start2000); waited > 5*time.Second {
-				t.Errorf("readers waited %s for requests of 5 s", waited)
-			}
-			e.wantRequests(60)
-		})
-	})
-	t.Run("it does nothing on a mount that is being disabled", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.configure("default", "verify", false)
-			e.view.tainted.Store(true)
-			e.tick()
-			synctest.Wait()
-			e.wantRequests(0)
-		})
-	})
-}
-
-func TestRule4OnlyLiveTokensAreHandedOut(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct{ lifetime, margin time.Duration }{
-		"24 h":  {24 * time.Hour, 30 * time.Second},
-		"5 min": {5 * time.Minute, 15 * time.Second},
-		"20 s":  {20 * time.Second, time.Second},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
-				// The answer takes 300 ms: the lifetime counts from before the request.
-				e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 300 * time.Millisecond, Times: 1})
-				e.configure("default")
-				e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500})
-				end := start2000.Add(test.lifetime - test.margin)
-				time.Sleep(time.Until(end) - time.Nanosecond)
-				e.token("token")
-				time.Sleep(time.Nanosecond)
-				if resp, err := e.read("token"); code(resp, err) != http.StatusServiceUnavailable {
-					t.Errorf("at the margin: %v %v, want a 503", resp, err)
-				}
-			})
-		})
-	}
-	t.Run("dead on arrival", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{Lifetime: 4 * time.Second})
-			e.configure("default", "verify", false)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
-			resp, err := e.read("token")
-			if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "expired when it arrived") {
-				t.Errorf("got %v %v", resp, err)
-			}
-			if used := e.status("status")["token_requests_24h"]; used != 1 {
-				t.Errorf("%v requests in the ledger, want 1: Autopay did issue a token", used)
-			}
-		})
+		// A caller who has left is not written to: its context is gone.
+		e.configure("default")
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		state := new(logical.WALState)
+		ctx, cancel := context.WithTimeout(logical.IndexStateContext(t.Context(), state), time.Second)
+		defer cancel()
+		if _, err := e.do(ctx, logical.UpdateOperation, "rotate", nil); code(nil, err) != http.StatusServiceUnavailable {
+			t.Errorf("got %v, want no answer in time", err)
+		}
+		time.Sleep(10 * time.Second)
+		if *state != (logical.WALState{}) {
+			t.Errorf("the job wrote %+v for a caller who had left", state)
+		}
 	})
 }

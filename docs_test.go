@@ -7,6 +7,7 @@ import (
 	"go/token"
 	"io/fs"
 	"maps"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -20,7 +21,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// document is a page of the docs, by its second-level headings.
+// document is a page of the docs: its sections by their second-level headings.
 type document map[string]string
 
 func readDocument(t *testing.T, path string) document {
@@ -33,7 +34,16 @@ func readDocument(t *testing.T, path string) document {
 	return d
 }
 
-// under returns what stands under a third-level heading of a section.
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// under returns the text under a third-level heading of a section.
 func under(section, heading string) string {
 	_, after, _ := strings.Cut(section, "\n### "+heading+"\n")
 	body, _, _ := strings.Cut(after, "\n### ")
@@ -60,7 +70,7 @@ func rows(text string) [][]string {
 
 var inCode = regexp.MustCompile("`([^`]*)`")
 
-// quoted returns what a text shows as code.
+// quoted returns the parts of a text that are in backquotes.
 func quoted(text string) []string {
 	var found []string
 	for _, match := range inCode.FindAllStringSubmatch(text, -1) {
@@ -69,7 +79,7 @@ func quoted(text string) []string {
 	return found
 }
 
-// apiSections tell which operation a section of docs/api.md is about.
+// apiSections are the sections of docs/api.md with the operations that they describe.
 var apiSections = map[string]struct {
 	path string
 	op   logical.Operation
@@ -84,8 +94,8 @@ var apiSections = map[string]struct {
 	"Read the metrics":              {"metrics", logical.ReadOperation},
 }
 
-// TestDocsAPI holds docs/api.md against the schemas: every operation has its
-// section with request and response, every parameter and field its line.
+// TestDocsAPI compares docs/api.md with the schemas. Every operation has a section
+// with a request and a response, and every parameter and field has a line.
 func TestDocsAPI(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
@@ -140,7 +150,7 @@ func TestDocsAPI(t *testing.T) {
 
 var parameterLine = regexp.MustCompile("(?m)^- `([a-z_]+)` `\\(([a-z]+): (.*)\\)`")
 
-// compareParameters holds the list of parameters against a path's fields.
+// compareParameters compares a list of parameters with a path's fields.
 func compareParameters(t *testing.T, title, text string, path *framework.Path, op logical.Operation) {
 	t.Helper()
 	kinds := map[framework.FieldType]string{
@@ -175,33 +185,26 @@ func compareParameters(t *testing.T, title, text string, path *framework.Path, o
 	}
 }
 
-// TestDocsREADME holds the tables of README.md against the schemas.
+// TestDocsREADME compares the tables of README.md with the schemas.
 func TestDocsREADME(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
-	readme := readDocument(t, "README.md")
-	for title, want := range map[string]map[string]*framework.FieldSchema{
-		"Configuration": e.Route("config").Fields,
-		"The token":     tokenFields(),
-	} {
-		var got []string
-		for _, row := range rows(readme[title]) {
-			got = append(got, quoted(row[0])[0])
-		}
-		names := slices.DeleteFunc(slices.Collect(maps.Keys(want)), func(name string) bool { return name == fieldName })
-		slices.Sort(names)
-		slices.Sort(got)
-		if !slices.Equal(got, names) {
-			t.Errorf("%s: fields %v, want %v", title, got, names)
-		}
+	var got []string
+	for _, row := range rows(readDocument(t, "README.md")["Configuration"]) {
+		got = append(got, quoted(row[0])[0])
+	}
+	want := slices.DeleteFunc(slices.Collect(maps.Keys(e.Route("config").Fields)), func(name string) bool { return name == fieldName })
+	slices.Sort(want)
+	slices.Sort(got)
+	if !slices.Equal(got, want) {
+		t.Errorf("fields %v, want %v", got, want)
 	}
 }
 
-// TestDocsMetrics holds the table of metrics against a scrape.
+// TestDocsMetrics compares the table of metrics with a scrape.
 func TestDocsMetrics(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	want := map[string]bool{}
 	for s := range e.scrape() {
 		metric, labels, _ := strings.Cut(s, "{")
@@ -220,7 +223,7 @@ func TestDocsMetrics(t *testing.T) {
 	}
 }
 
-// said is every text in the engine's own code, with NUL for a verb.
+// said returns every string in the engine's code, with NUL in place of format verbs.
 func said(t *testing.T) []string {
 	t.Helper()
 	files, err := filepath.Glob("*.go")
@@ -247,7 +250,7 @@ func said(t *testing.T) []string {
 	return texts
 }
 
-// literal is a string in the code, or a sum of strings.
+// literal returns the value of a string in the code, or of a sum of strings.
 func literal(n ast.Node) (string, bool) {
 	switch n := n.(type) {
 	case *ast.BasicLit:
@@ -266,8 +269,8 @@ var (
 	varies = regexp.MustCompile(`\d+|client_secret`)
 )
 
-// says reports whether the code says a documented text, in which … stands for
-// anything, and numbers and a field's name for what the code puts there.
+// says reports whether the code has a documented text. In the text, … stands for
+// anything, and a number or a field's name may stand for a format verb.
 func says(texts []string, documented string) bool {
 	for _, piece := range strings.Split(documented, "…") {
 		piece = strings.Trim(piece, " :;,.()")
@@ -282,25 +285,25 @@ func says(texts []string, documented string) bool {
 	return true
 }
 
-// TestDocsErrors holds the errors that the docs name against the code's texts.
+// TestDocsErrors compares the errors in the docs with the code's texts.
 func TestDocsErrors(t *testing.T) {
 	t.Parallel()
 	texts := said(t)
 	vaults := []string{"permission denied", "checksums did not match", "plugin version mismatch: …", "plugin not found in the catalog: …"}
 	n := 0
-	for _, row := range rows(readDocument(t, "docs/operations.md")["Troubleshooting"]) {
+	for _, row := range rows(readDocument(t, "docs/api.md")["Errors"]) {
 		for _, text := range quoted(row[0]) {
 			if n++; !slices.Contains(vaults, text) && !says(texts, text) {
-				t.Errorf("troubleshooting: nothing says %q", text)
+				t.Errorf("errors: nothing says %q", text)
 			}
 		}
 	}
 	if n < 25 {
-		t.Errorf("only %d texts found in the troubleshooting table", n)
+		t.Errorf("only %d texts found in the table of errors", n)
 	}
 }
 
-// TestDocsLogLines holds the table of log lines against what is logged.
+// TestDocsLogLines compares the table of log lines with the code's texts.
 func TestDocsLogLines(t *testing.T) {
 	t.Parallel()
 	texts := said(t)
@@ -327,8 +330,8 @@ var (
 	spaces  = regexp.MustCompile(`\s+`)
 )
 
-// TestDocsSnippets holds what the docs show of the examples against their
-// files, which are run: each line of a snippet is in one of them.
+// TestDocsSnippets: each line of a snippet in the docs is in one of the examples,
+// which other tests run.
 func TestDocsSnippets(t *testing.T) {
 	t.Parallel()
 	there := map[string]bool{}
@@ -344,11 +347,11 @@ func TestDocsSnippets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, agent, _ := strings.Cut(readDocument(t, "README.md")["Install"], "\n### Vault Agent\n")
+	_, agent, _ := strings.Cut(readDocument(t, "README.md")["Read the token"], "\n### Vault Agent\n")
 	agent, _, _ = strings.Cut(agent, "\n### ")
 	sections := readDocument(t, "docs/consumers.md")
 	sections["README.md, Vault Agent"] = agent
-	delete(sections, "consul-template, envconsul, Nomad") // which have no example
+	delete(sections, "Nomad") // which has no example
 	n := 0
 	for title, section := range sections {
 		for _, block := range snippet.FindAllStringSubmatch(section, -1) {
@@ -360,21 +363,72 @@ func TestDocsSnippets(t *testing.T) {
 			}
 		}
 	}
-	if n < 80 {
+	if n < 60 {
 		t.Errorf("only %d lines of snippets found", n)
 	}
 }
 
-// TestOpenAPIReferences: Vault reads "ref", others "$ref".
-func TestOpenAPIReferences(t *testing.T) {
+// TestDocsNameRealTests checks that every test that the docs name exists.
+func TestDocsNameRealTests(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	resp, err := e.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation, Path: "token", Storage: e.storage})
+	there := map[string]bool{}
+	declared := regexp.MustCompile(`(?m)^func ((?:Test|Fuzz|Benchmark)\w+)\(`)
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		for _, match := range declared.FindAllSubmatch(text, -1) {
+			there[string(match[1])] = true
+		}
+		return err
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := `"schema":{"$ref":"#/components/schemas/`
-	if text := flatten(resp); !strings.Contains(text, want) || strings.Count(text, `"ref":"#`) != strings.Count(text, `"$ref":"#`) {
-		t.Errorf("references are missing in %s", text)
+	named := regexp.MustCompile("`((?:Test|Fuzz|Benchmark)[A-Z]\\w+)`")
+	pages, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, page := range append(pages, "examples/README.md") {
+		for _, name := range named.FindAllStringSubmatch(readFile(t, page), -1) {
+			if n++; !there[name[1]] {
+				t.Errorf("%s names %s, which does not exist", page, name[1])
+			}
+		}
+	}
+	if n < 150 {
+		t.Errorf("the docs name %d tests: does this test still read them correctly?", n)
+	}
+}
+
+// TestEveryThreatHasATest checks the rows of the threat model.
+func TestEveryThreatHasATest(t *testing.T) {
+	t.Parallel()
+	threats := rows(readDocument(t, "docs/security.md")["Who can do what"])
+	for _, threat := range threats {
+		if len(threat) != 3 || !regexp.MustCompile("`(Test|Fuzz)").MatchString(threat[2]) {
+			t.Errorf("no test: %v", threat)
+		}
+	}
+	if len(threats) < 30 {
+		t.Errorf("%d rows: does this test still read the page correctly?", len(threats))
+	}
+}
+
+// TestDependenciesAreListed checks that docs/dependencies.md lists all direct ones.
+func TestDependenciesAreListed(t *testing.T) {
+	t.Parallel()
+	text := readFile(t, "docs/dependencies.md")
+	direct := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(readFile(t, "go.mod"), -1)
+	if len(direct) < 4 {
+		t.Errorf("%d direct dependencies: does this test still read go.mod correctly?", len(direct))
+	}
+	for _, module := range direct {
+		if !strings.Contains(text, "| `"+module[1]+"` |") {
+			t.Errorf("%s is not listed", module[1])
+		}
 	}
 }

@@ -16,36 +16,14 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// wantUnchanged checks that what act does leaves the stored credential and the token as they were.
-func (e *engine) wantUnchanged(act func()) {
-	e.t.Helper()
-	config, token := e.status("config"), e.token("token")
-	stored, _ := e.storage.InmemStorage.Get(e.t.Context(), configPrefix+"default")
-	act()
-	delete(token, "ttl")
-	now := e.token("token")
-	delete(now, "ttl")
-	if !maps.Equal(now, token) {
-		e.t.Errorf("the token changed: %v", now)
-	}
-	if now := e.status("config"); !maps.Equal(now, config) {
-		e.t.Errorf("the config changed: %v, was %v", now, config)
-	}
-	if after, _ := e.storage.InmemStorage.Get(e.t.Context(), configPrefix+"default"); string(after.Value) != string(stored.Value) {
-		e.t.Error("the stored credential changed")
-	}
-}
-
 func TestConfigUpdate(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "rotation_period", "8h")
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "rotation_period", "8h")
 		token := e.token("token")["access_token"]
 
-		t.Log("what changes nothing that a token is issued for asks for nothing")
+		// A write that changes nothing that a token is issued for sends no request.
 		writes := e.storage.writes.Load()
-		e.configure("default") // Terraform, again
+		e.configure("default") // as Terraform does
 		if got := e.storage.writes.Load(); got != writes {
 			t.Errorf("the same write again wrote %d entries", got-writes)
 		}
@@ -76,14 +54,14 @@ func TestConfigUpdate(t *testing.T) {
 			t.Errorf("config is %v, want %v", got, want)
 		}
 
-		t.Log("a rotation_period applies to the token in hand at once")
+		// A rotation_period applies to the token in hand at once.
 		if got := e.token("token"); got["rotation_period"] != int64(7200) || got["ttl"] != int64(7200) {
 			t.Errorf("rotation_period %v, ttl %v, want 7200", got["rotation_period"], got["ttl"])
 		}
 		time.Sleep(2*time.Hour + time.Second)
 		e.wantRequests(2)
 
-		t.Log("a new secret is proved, and its token is the cached one")
+		// A new secret is verified, and its token becomes the cached one.
 		e.sim.SetClient(testID, "another-secret")
 		if resp, err := e.write("config", map[string]any{"client_secret": "another-secret"}); err != nil || resp.IsError() {
 			t.Fatal(resp, err)
@@ -92,7 +70,7 @@ func TestConfigUpdate(t *testing.T) {
 		e.token("token")
 		e.wantRequests(3)
 
-		t.Log("what can't be proved is not stored, and the answer says how to store it")
+		// What can't be verified is not stored, and the answer says how to store it.
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
 		e.wantUnchanged(func() {
 			resp, err := e.write("config", map[string]any{"client_id": "second"})
@@ -105,8 +83,7 @@ func TestConfigUpdate(t *testing.T) {
 
 func TestConfigReadsAndDeletesQuoteNothing(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation, logical.ListOperation} {
 		path := "config"
 		if op == logical.ListOperation {
@@ -130,13 +107,22 @@ func TestConfigUnknownFieldIsWarnedOf(t *testing.T) {
 	}
 }
 
-func TestConfigDelete(t *testing.T) {
+func TestNameInTheBodyIsRefused(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		for range 2 { // deleting what is not there is a 204 too
-			if resp, err := e.do(t.Context(), logical.DeleteOperation, "config", nil); resp != nil || err != nil {
+	e := configured(t)
+	e.wantUnchanged(func() {
+		resp, err := e.write("config", map[string]any{"name": "oslo", "rotation_period": 3600})
+		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to config/NAME on this mount") {
+			t.Errorf("got %v %v", resp, err)
+		}
+	})
+}
+
+func TestConfigDelete(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		for range 2 { // to delete what is not there is a 204 too
+			if resp, err := e.delete("config"); resp != nil || err != nil {
 				t.Fatalf("delete: %v %v, want a 204", resp, err)
 			}
 		}
@@ -145,9 +131,7 @@ func TestConfigDelete(t *testing.T) {
 				t.Errorf("left in storage: %v %v", keys, err)
 			}
 		}
-		if resp, err := e.read("token"); code(resp, err) != http.StatusBadRequest {
-			t.Errorf("token after delete: %v %v, want a 400", resp, err)
-		}
+		e.wantCode(http.StatusBadRequest)(e.read("token"))
 		time.Sleep(48 * time.Hour)
 		e.tick()
 		synctest.Wait()
@@ -171,9 +155,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			e := newEngine(t, autopaysim.Options{})
-			if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/x", Value: []byte(stored)}); err != nil {
-				t.Fatal(err)
-			}
+			e.put("config/x", stored)
 			for _, path := range []string{"config/x", "token/x", "status/x"} {
 				resp, err := e.read(path)
 				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(say(resp, err), "write it again with client_id and client_secret, or delete it") {
@@ -192,8 +174,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 
 func TestConfigStorageFails(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	e.storage.failWith(func(op, _ string) error { return errors.New(op + " does not work") })
 	for op, path := range map[logical.Operation]string{
 		logical.ReadOperation: "config/other", logical.UpdateOperation: "config",
@@ -204,7 +185,7 @@ func TestConfigStorageFails(t *testing.T) {
 			t.Errorf("%s: %d %q, want a 500 that names the operation", op, code(resp, err), say(resp, err))
 		}
 	}
-	e.token("token") // storage is gone, the live token is not
+	e.token("token") // is served from memory
 }
 
 func TestConfigCACert(t *testing.T) {

@@ -18,7 +18,7 @@ const (
 	metricsSynopsis    = "Read the metrics of all credentials, in Prometheus' text format."
 	metricsDescription = `
 For a scraper that holds a Vault token with read on this path. The body is
-plain text, which "vault read" can't show: use HTTP. Labels hold the names of
+plain text: use HTTP, or "vault read -format=raw". Labels hold the names of
 credentials and nothing secret. Counters start at 0 with the plugin's process.
 `
 )

@@ -1,24 +1,25 @@
 package main
 
 import (
+	"encoding/json"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
 func TestTokenShape(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
 		got := e.token("token")
 		delete(got, "access_token")
 		want := map[string]any{
@@ -36,36 +37,33 @@ func TestTokenShape(t *testing.T) {
 	})
 }
 
-// TestTokenDiffersInTTLAlone walks through every state of one token's life.
+// TestTokenDiffersInTTLAlone reads one token in every state of its life.
 func TestTokenDiffersInTTLAlone(t *testing.T) {
 	t.Parallel()
 	for _, lifetime := range []time.Duration{6 * time.Second, time.Minute, time.Hour, 24 * time.Hour, 30 * 24 * time.Hour} {
-		t.Run(lifetime.String(), func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{Lifetime: lifetime})
-				e.configure("default")
-				first := e.token("token")
-				e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
-				states := map[any]bool{}
-				for range 90 { // to 90 % of its life
-					got := e.token("token")
-					ttl, period := got["ttl"].(int64), got["rotation_period"].(int64)
-					if ttl < 5 || ttl > max(period, 5) {
-						t.Fatalf("ttl %d, want 5 to %d", ttl, period)
-					}
-					got["ttl"] = first["ttl"]
-					if !maps.Equal(got, first) {
-						t.Fatalf("got %v, want %v", got, first)
-					}
-					states[e.status("status")["state"]] = true
-					time.Sleep(lifetime / 100)
-					synctest.Wait()
+		runInBubble(t, lifetime.String(), func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{Lifetime: lifetime})
+			e.configure("default")
+			first := e.token("token")
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
+			states := map[any]bool{}
+			for range 90 { // hundredths of its life
+				got := e.token("token")
+				ttl, period := got["ttl"].(int64), got["rotation_period"].(int64)
+				if ttl < 5 || ttl > max(period, 5) {
+					t.Fatalf("ttl %d, want 5 to %d", ttl, period)
 				}
-				if !states["ok"] || !states["degraded"] {
-					t.Errorf("states seen: %v", states)
+				got["ttl"] = first["ttl"]
+				if !maps.Equal(got, first) {
+					t.Fatalf("got %v, want %v", got, first)
 				}
-			})
+				states[e.status("status")["state"]] = true
+				time.Sleep(lifetime / 100)
+				synctest.Wait()
+			}
+			if !states["ok"] || !states["degraded"] {
+				t.Errorf("states seen: %v", states)
+			}
 		})
 	}
 }
@@ -81,89 +79,39 @@ func TestTokenNotConfigured(t *testing.T) {
 			t.Errorf("%s: %d %q", path, code(resp, err), say(resp, err))
 		}
 	}
-	if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusBadRequest {
-		t.Errorf("rotate: %d", code(resp, err))
-	}
+	e.wantCode(http.StatusBadRequest)(e.write("rotate", nil))
 	if resp, err := e.read("status"); resp != nil || err != nil {
 		t.Errorf("status: %v %v, want a 404", resp, err)
 	}
-	// Unknown names cost nothing: no request, no write, nothing kept.
+	// An unknown name costs no write and no memory.
 	for range 1000 {
 		_, _ = e.read("token/oslo")
 	}
-	kept := 0
-	e.credentials.Range(func(any, any) bool { kept++; return true })
-	if kept != 0 || e.storage.writes.Load() != 0 {
-		t.Errorf("%d credentials kept, %d writes", kept, e.storage.writes.Load())
+	if e.held() != 0 || e.storage.writes.Load() != 0 {
+		t.Errorf("%d credentials in memory, %d writes", e.held(), e.storage.writes.Load())
 	}
 }
 
 func TestTokenQueryNameIsHarmless(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.configure("default")
+	e := configured(t)
 	e.configure("other")
 	want := e.token("token")["access_token"]
 	resp, err := e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"name": "other"})
 	if err != nil || resp.Data["access_token"] != want {
 		t.Errorf("token?name=other reads another credential: %v %v", resp, err)
 	}
-}
-
-func TestRotate(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		old := e.token("token")["access_token"]
-		for range 100 { // a hundred apps that see the same 401
-			resp, err := e.write("rotate", nil)
-			if err != nil || !slices.Equal(resp.Warnings, []string{"this token is younger than 60 s and was kept"}) {
-				t.Fatal(resp, err)
-			}
-		}
-		e.wantRequests(1)
-		time.Sleep(youngToken)
-		for range 100 {
-			resp, err := e.write("rotate", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, shown := resp.Data["access_token"]; shown || resp.Data["last_vault_rotation"] != "2000-01-01T00:01:00Z" {
-				t.Fatal(resp.Data)
-			}
-		}
-		e.wantRequests(2)
-		now := e.token("token")["access_token"]
-		if now == old {
-			t.Error("the old token is served")
-		}
-
-		t.Log("a failed rotation keeps the token, and is tried again at next_attempt")
-		time.Sleep(youngToken)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, Times: 1})
-		if resp, err := e.write("rotate", nil); code(resp, err) != http.StatusServiceUnavailable {
-			t.Errorf("rotate: %d", code(resp, err))
-		}
-		resp, err := e.read("token")
-		if err != nil || resp.Data["access_token"] != now || len(resp.Warnings) != 1 {
-			t.Error(resp, err)
-		}
-		time.Sleep(2 * time.Second)
-		e.wantRequests(4)
-		if e.token("token")["access_token"] == now {
-			t.Error("the rotation was not made up for")
-		}
-	})
+	resp, err = e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"colour": "other"})
+	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "colour") {
+		t.Errorf("token?colour=other: %v %v, want a warning about colour", resp, err)
+	}
 }
 
 func TestTheSameTokenAgainChangesNothing(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
 		first := e.token("token")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken, ExpiresIn: json.RawMessage("86400")})
 		time.Sleep(18*time.Hour + time.Second) // 6 h of life are left
 		e.wantRequests(2)
 		got := e.token("token")
@@ -183,47 +131,70 @@ func TestTheSameTokenAgainChangesNothing(t *testing.T) {
 	})
 }
 
-func TestStatus(t *testing.T) {
+func TestSettingsChangeUnderReaders(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false, "token_request_limit", 2)
-		want := map[string]any{
-			"state": "pending", "expire_time": nil, "last_vault_rotation": nil, "next_rotation": nil, "next_rotation_reason": "",
-			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,
-			"token_requests_24h": 0, "token_request_limit": 2, "plugin_version": version,
-		}
-		check := func(change map[string]any) {
-			t.Helper()
-			maps.Copy(want, change)
-			if got := e.status("status"); !maps.Equal(got, want) {
-				t.Errorf("got  %v\nwant %v", got, want)
+	for range 100 {
+		synctest.Test(t, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetClient("second", testSecret)
+			e.configure("default", "verify", false)
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: time.Second, Times: 1})
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Go(func() { e.token("token") })
 			}
-		}
-		check(nil)
+			synctest.Wait()
+			wg.Go(func() { _, _ = e.write("config", map[string]any{"client_id": "second", "verify": false}) })
+			wg.Wait()
+		})
+	}
+}
+
+// TestDueReadStartsARefresh steps the clock past the rotation, which the timer
+// does not notice.
+func TestDueReadStartsARefresh(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		e.configure("default")
+		clock.set(19 * time.Hour)
 		e.token("token")
-		check(map[string]any{
-			"state": "ok", "expire_time": "2000-01-02T00:00:00Z", "last_vault_rotation": "2000-01-01T00:00:00Z",
-			"next_rotation": "2000-01-01T18:00:00Z", "next_rotation_reason": "lifetime", "token_requests_24h": 1,
-		})
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
+		synctest.Wait()
+		e.wantRequests(2)
+	})
+}
+
+// TestReadsPauseOnAReadOnlyNode: a node that has found that it may not write does
+// not try again at each read of a due token.
+func TestReadsPauseOnAReadOnlyNode(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		time.Sleep(19 * time.Hour)
+		calls := e.view.calls.Load()
+		for range 1000 {
+			e.token("token")
+			synctest.Wait()
+		}
+		if n := e.view.calls.Load() - calls; n > 1010 { // one of each is the framework's
+			t.Errorf("%d calls into Vault for 1000 reads", n)
+		}
+	})
+}
+
+// TestWarningIsInUTC has a server in another zone.
+func TestWarningIsInUTC(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.opts.now = func() time.Time { return time.Now().In(time.FixedZone("", 7200)) }
+		e.restart()
+		e.configure("default")
+		e.sim.SetFault(retryAfter(503, "3600"))
 		time.Sleep(18*time.Hour + time.Second)
-		check(map[string]any{
-			"state": "degraded", "last_error": "Autopay refused the credential (401): temporarily_unavailable: simulated fault",
-			"last_error_time": "2000-01-01T18:00:00Z", "consecutive_failures": 1,
-			"next_attempt": "2000-01-01T18:05:00Z", "next_rotation": "2000-01-01T18:05:00Z", "next_rotation_reason": "retry",
-		})
-		e.sim.SetFault(autopaysim.Fault{})
-		time.Sleep(5 * time.Minute)
-		check(map[string]any{
-			"state": "ok", "expire_time": "2000-01-02T18:05:00Z", "last_vault_rotation": "2000-01-01T18:05:00Z",
-			"next_rotation": "2000-01-02T12:05:00Z", "next_rotation_reason": "lifetime", "token_requests_24h": 2,
-			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,
-		})
-		calls, reads := e.view.calls.Load(), e.storage.reads.Load()
-		check(nil)
-		if e.storage.reads.Load() != reads || e.view.calls.Load() != calls+1 { // the framework's own
-			t.Errorf("a status costs %d storage reads and %d calls", e.storage.reads.Load()-reads, e.view.calls.Load()-calls)
+		want := []string{"this token could not be replaced and is served until 2000-01-01T23:59:30Z: " +
+			"Autopay answered 503 Service Unavailable: temporarily_unavailable: simulated fault; the next attempt is at 2000-01-01T19:00:00Z"}
+		if resp, err := e.read("token"); err != nil || !slices.Equal(resp.Warnings, want) {
+			t.Errorf("got %v %v, want %v", resp, err, want)
 		}
 	})
 }

@@ -132,7 +132,6 @@ func TestScheduleGap(t *testing.T) {
 // the scheduled second, consumers see the usual fields, and the schedule survives
 // a restart.
 func TestRotationSchedule(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "rotation_schedule", "0 3,15 * * *")
@@ -157,7 +156,6 @@ func TestRotationSchedule(t *testing.T) {
 
 // TestRotationScheduleOfConfig is what a config write makes of a schedule.
 func TestRotationScheduleOfConfig(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "rotation_period", "8h")

@@ -1,186 +1,159 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
-	"net/http"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-func TestRule6StorageIsTheTruth(t *testing.T) {
+// TestOversizedStoredEntries puts a megabyte and more where the engine reads. The
+// engine must not fall over or show what it finds, and must keep to the limit.
+func TestOversizedStoredEntries(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default")
-		token := e.token("token")["access_token"]
-		for range 5 {
-			e.restart()
-			if got := e.token("token")["access_token"]; got != token {
-				t.Fatal("another token after a restart")
-			}
+	big := strings.Repeat("canary", 350_000)
+	good := configEntry{ClientID: testID, ClientSecret: testSecret, RequestTimeout: 10, TokenRequestLimit: 1, Generation: "g"}
+	entry := func(change func(*tokenEntry)) tokenEntry {
+		e := tokenEntry{
+			Generation: "g", AccessToken: "t", LastVaultRotation: start2000, ExpireTime: start2000.Add(time.Hour),
+			Requests: []int64{start2000.Unix()},
 		}
-		e.wantRequests(1)
-		// The timer is set again without a reader.
-		e.restart()
-		time.Sleep(18*time.Hour + time.Second)
-		e.wantRequests(2)
-	})
-}
-
-func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
-	t.Parallel()
-	boom := errors.New("storage is gone")
+		change(&e)
+		return e
+	}
 	for name, test := range map[string]struct {
-		failPut string // prefix of the keys that can't be written during the change
-		code    int    // of the write
-		old     bool   // the old token is served after a restart
+		config   any
+		token    any
+		code     int
+		says     string
+		requests int
 	}{
-		"the config can't be stored":        {configPrefix, http.StatusInternalServerError, true},
-		"the process dies before the token": {tokenPrefix, http.StatusInternalServerError, true}, // the ledger comes first
+		"secret": {func(c configEntry) configEntry { c.ClientSecret = big; return c }(good), nil, 502, "Autopay refused the credential", 1},
+		"nested": {json.RawMessage(strings.Repeat(`{"client_id":`, 200_000) + "1" + strings.Repeat("}", 200_000)), nil, 500, "is not the JSON", 0},
+		"token":  {good, entry(func(e *tokenEntry) { e.AccessToken = big }), 503, "token_request_limit", 0},
+		"scope":  {good, entry(func(e *tokenEntry) { e.Scope = big }), 503, "token_request_limit", 0},
+		"words": {func(c configEntry) configEntry { c.TokenRequestLimit = 2; return c }(good), entry(func(e *tokenEntry) {
+			e.AccessToken, e.Scope, e.ExpireTime, e.LastVaultRotation = "", "", time.Time{}, time.Time{}
+			e.Failure = &failedAttempt{Text: big, Kind: refused, Time: start2000, Count: 1, NextAttempt: start2000.Add(time.Hour)}
+		}), 200, "", 1}, // dropped, with room for a request
+		"ledger": {good, entry(func(e *tokenEntry) { e.Requests = slices.Repeat([]int64{start2000.Unix()}, 1_000_000) }), 200, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{})
-				e.sim.SetClient("second", testSecret)
-				e.configure("default")
-				token := e.token("token")["access_token"]
-				e.storage.failOn("put", test.failPut, boom)
-				resp, err := e.write("config", map[string]any{"client_id": "second"})
-				if code(resp, err) != test.code {
-					t.Errorf("the write got %v %v, want %d", resp, err, test.code)
+			e := newEngine(t, autopaysim.Options{})
+			e.opts.now = func() time.Time { return start2000.Add(time.Minute) }
+			for key, value := range map[string]any{"config/default": test.config, "token/default": test.token} {
+				if value == nil {
+					continue
 				}
-				e.storage.failWith(nil)
-				e.restart()
-				if got := e.token("token")["access_token"]; (got == token) != test.old {
-					t.Errorf("old token served: %v, want %v", got == token, test.old)
+				data, _ := json.Marshal(value)
+				if raw, ok := value.(json.RawMessage); ok {
+					data = raw
+				}
+				e.put(key, string(data))
+			}
+			e.restart()
+			for range 3 {
+				resp, err := e.read("token")
+				if code(resp, err) != test.code || !strings.Contains(say(resp, err), test.says) || len(say(resp, err)) > 500 {
+					t.Errorf("got %d %.500q, want %d with %q", code(resp, err), say(resp, err), test.code, test.says)
+				}
+				resp, err = e.read("status")
+				if strings.Contains(flatten(resp)+say(resp, err)+e.logs.String(), "canary") {
+					t.Error("what is stored is shown")
+				}
+			}
+			e.wantRequests(test.requests)
+		})
+	}
+}
+
+func TestNothingIsWrittenAfterStop(t *testing.T) {
+	t.Parallel()
+	e := configured(t)
+	writes := e.storage.writes.Load()
+	e.stop()
+	for what, err := range map[string]error{
+		"config": e.putConfig(e.life, "default", newConfigEntry()),
+		"token":  e.putToken(e.life, "default", tokenEntry{}),
+		"delete": e.deleteKey(e.life, "token/default"),
+	} {
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if got := e.storage.writes.Load(); got != writes {
+		t.Errorf("%d writes", got-writes)
+	}
+}
+
+// TestStoredByV010 loads what v0.1.0 stored, and what a later version may add: the
+// same tokens go on, without a request.
+func TestStoredByV010(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(stored string) string{
+		"as it was stored": func(stored string) string { return stored },
+		"with what a later version adds": func(stored string) string {
+			return strings.Replace(stored, "{", `{"introduced_later":{"a":[1]},`, 1)
+		},
+		"with a failure of a later form": func(stored string) string {
+			return strings.Replace(stored, `"status":503`, `"status":"unavailable"`, 1)
+		},
+		"with a rule that came later": func(stored string) string {
+			return strings.Replace(stored, `"request_timeout":10`, `"request_timeout":3600`, 1)
+		},
+		"with a number of a later form": func(stored string) string {
+			return strings.Replace(stored, `"token_request_limit":100`, `"token_request_limit":{"per_day":100}`, 1)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				e := newEngine(t, autopaysim.Options{})
+				e.clean(t.Context())
+				e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503}) // the retry of a failed refresh is due
+				const folder = "testdata/v0.1.0"
+				err := fs.WalkDir(os.DirFS(folder), ".", func(path string, d fs.DirEntry, err error) error {
+					if err != nil || d.IsDir() {
+						return err
+					}
+					stored, err := os.ReadFile(filepath.Join(folder, path))
+					if err != nil {
+						return err
+					}
+					return e.storage.Put(t.Context(), &logical.StorageEntry{Key: strings.TrimSuffix(path, ".json"), Value: []byte(change(string(stored)))})
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(3 * time.Minute) // the entries were stored two minutes into 2000
+				e.start()
+				for name, want := range map[string]string{"plain": "2000-01-01T00:02:00Z", "full": "2000-01-01T00:00:00Z"} {
+					resp, err := e.read("token/" + name)
+					if err != nil || resp.IsError() || resp.Data["last_vault_rotation"] != want {
+						t.Errorf("%s: %v %v, want the token of %s", name, resp, err, want)
+					}
+				}
+				if got := e.status("status/unproved")["state"]; got != "pending" {
+					t.Errorf("unproved is %v, want pending", got)
+				}
+				config := e.status("config/full")
+				if config["rotation_period"] != int64(43200) || config["token_request_limit"] != 7 || !strings.HasPrefix(config["ca_cert"].(string), "-----BEGIN") {
+					t.Errorf("config/full: %v", config)
+				}
+				if used := e.status("status/plain")["token_requests_24h"]; used != 2 {
+					t.Errorf("%v requests in the ledger of plain, want 2", used)
 				}
 			})
 		})
 	}
-	t.Run("a crash between config and token", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetClient("second", testSecret)
-			e.configure("default")
-			old := e.token("token")["access_token"]
-			puts := 0
-			e.storage.failWith(func(op, key string) error {
-				if op == "put" && strings.HasPrefix(key, tokenPrefix) {
-					if puts++; puts == 2 { // the first is the ledger's
-						return boom
-					}
-				}
-				return nil
-			})
-			if resp, err := e.write("config", map[string]any{"client_id": "second"}); err != nil || resp.IsError() {
-				t.Fatal(resp, err)
-			}
-			if e.token("token")["access_token"] == old {
-				t.Error("the token of the old client is served")
-			}
-			e.wantRequests(2)
-			e.restart() // what was in memory only is lost
-			if e.token("token")["access_token"] == old {
-				t.Error("the token of the old client is served after a crash")
-			}
-			e.wantRequests(3)
-		})
-	})
-	t.Run("verify=false", func(t *testing.T) {
-		t.Parallel()
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetClient("second", testSecret)
-			e.configure("default")
-			old := e.token("token")["access_token"]
-			e.configure("default", "client_id", "second", "verify", false)
-			e.wantRequests(1)
-			if state := e.status("status")["state"]; state != "pending" {
-				t.Errorf("state %v, want pending", state)
-			}
-			if e.token("token")["access_token"] == old {
-				t.Error("the token of the old client is served")
-			}
-			e.wantRequests(2)
-		})
-	})
-}
-
-func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "verify", false)
-		puts := 0
-		e.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				if puts++; puts > 1 { // the ledger's entry is stored, nothing after it
-					return errors.New("disk full")
-				}
-			}
-			return nil
-		})
-		token := e.token("token")["access_token"]
-		for range 10 {
-			e.tick()
-			synctest.Wait()
-			if e.token("token")["access_token"] != token {
-				t.Fatal("another token")
-			}
-		}
-		// An invalidation makes memory stale, but what it has is newer.
-		e.InvalidateKey(t.Context(), tokenPrefix+"default")
-		if e.token("token")["access_token"] != token {
-			t.Fatal("another token after an invalidation")
-		}
-		e.storage.failWith(nil)
-		e.tick()
-		synctest.Wait()
-		e.restart()
-		if e.token("token")["access_token"] != token {
-			t.Fatal("the token was not stored at the next tick")
-		}
-		e.wantRequests(1)
-	})
-}
-
-func TestRule9EverySecondWriteFails(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{BanAfter: 100})
-		e.configure("default")
-		puts := 0
-		e.storage.failWith(func(op, _ string) error {
-			if op == "put" {
-				if puts++; puts%2 == 1 {
-					return errors.New("input/output error")
-				}
-			}
-			return nil
-		})
-		for range 10 * 24 * 60 {
-			e.token("token")
-			time.Sleep(time.Minute)
-			e.tick()
-			synctest.Wait()
-		}
-		// A due request is put off by a second when its ledger can't be stored.
-		if got := e.sim.Requests(""); got < 13 || got > 15 {
-			t.Errorf("%d requests in ten days, want 14", got)
-		}
-		e.storage.failWith(nil)
-		e.tick()
-		synctest.Wait()
-		token := e.token("token")["access_token"]
-		e.restart()
-		if e.token("token")["access_token"] != token {
-			t.Error("another token after storage has healed and a restart")
-		}
-	})
 }

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// TestDecodeToken changes one thing in an entry that the engine could have
-// stored. What is understood is kept; the rest is left out and said to be damaged.
+// TestDecodeToken changes one thing in an entry that the engine could have stored. It
+// keeps the parts that it understands and reports the rest as damage.
 func TestDecodeToken(t *testing.T) {
 	t.Parallel()
 	const (
@@ -146,8 +146,8 @@ func storedToken() tokenEntry {
 	}
 }
 
-// TestStoredKinds holds the form of a failure's kind in storage, which v0.1.0
-// must be able to read after a downgrade.
+// TestStoredKinds checks how storage keeps a failure's kind, which v0.1.0 must be able
+// to read after a downgrade.
 func TestStoredKinds(t *testing.T) {
 	t.Parallel()
 	for kind, status := range map[failureKind]int{
@@ -164,7 +164,7 @@ func TestStoredKinds(t *testing.T) {
 	}
 }
 
-// TestUntilRotate is how long an operator's rotate waits after failed attempts.
+// TestUntilRotate checks how long an operator's rotate waits after failed attempts.
 func TestUntilRotate(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
@@ -187,5 +187,163 @@ func TestUntilRotate(t *testing.T) {
 				t.Errorf("%s, want %s", got, test.want)
 			}
 		})
+	}
+}
+
+// TestLedger counts requests of the last 24 hours.
+func TestLedger(t *testing.T) {
+	t.Parallel()
+	sent := func(at ...time.Duration) tokenEntry {
+		var e tokenEntry
+		for _, d := range at {
+			e = e.withRequest(start2000.Add(d))
+		}
+		return e
+	}
+	const day = 24 * time.Hour
+	for name, test := range map[string]struct {
+		entry   tokenEntry
+		at      time.Duration
+		limit   int
+		used    int
+		allowed time.Duration // when limit allows the next; -1: it has always done so
+	}{
+		"none":                       {sent(), 0, 1, 0, -1},
+		"below the limit":            {sent(0), 0, 2, 1, -1},
+		"at the limit":               {sent(0, time.Hour), time.Hour, 2, 2, day},
+		"above the limit":            {sent(0, time.Hour, 2*time.Hour), 2 * time.Hour, 2, 3, day + time.Hour},
+		"no limit":                   {sent(0, time.Hour), time.Hour, 0, 2, -1},
+		"shortly before it is a day": {sent(0), day - 1, 1, 1, day},
+		"a day old":                  {sent(0), day, 1, 0, day},
+		"rounded up":                 {sent(1), day, 1, 1, day + time.Second},
+		"the last, taken back":       {sent(0, time.Hour).withoutLastRequest(), time.Hour, 1, 1, day},
+		"by a clock that was ahead":  {sent(0, 240*time.Hour).withLedgerUntil(start2000.Add(time.Hour)), time.Hour, 1, 1, day + time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := test.entry.requestsAt(start2000.Add(test.at)); got != test.used {
+				t.Errorf("%d requests, want %d", got, test.used)
+			}
+			until := test.entry.limitedUntil(test.limit)
+			if until.IsZero() != (test.allowed < 0) || !until.IsZero() && !until.Equal(start2000.Add(test.allowed)) {
+				t.Errorf("the next is allowed at %s, want %s after the start", until, test.allowed)
+			}
+		})
+	}
+	if got := sent(0, time.Hour, day+time.Hour).Requests; len(got) != 1 {
+		t.Errorf("%d requests are kept, want the last 24 hours", len(got))
+	}
+}
+
+// TestWithToken checks the entry after Autopay has answered with a token.
+func TestWithToken(t *testing.T) {
+	t.Parallel()
+	const life, few = 24 * time.Hour, 6 * time.Second
+	for name, test := range map[string]struct {
+		token               string // Autopay's answer; the one in hand is "a"
+		life                time.Duration
+		at                  time.Duration
+		obtained, ends, due time.Duration // since the token in hand; due 0: as scheduled
+	}{
+		"another token":                {"b", life, 18 * time.Hour, 18 * time.Hour, 18*time.Hour + life, 0},
+		"another, a second later":      {"b", life, time.Second, time.Second, time.Second + life, 0},
+		"another in the same second":   {"b", life, time.Second - 1, time.Second, life, 0},
+		"another, by a clock set back": {"b", life, -time.Hour, -time.Hour, life - time.Hour, 0},
+		"the same, live":               {"a", life, 18 * time.Hour, 0, life, 21 * time.Hour},
+		"the same, close to its end":   {"a", life, life - 31*time.Second, 0, life, life - 31*time.Second + 31*time.Second/2},
+		"the same, shortly before":     {"a", life, life - 30*time.Second - 1, 0, life, life - 30*time.Second - 1 + (30*time.Second+1)/2},
+		"the same, reissued":           {"a", life, 34 * time.Hour, 0, 34*time.Hour + life, 34*time.Hour + life/2},
+		"the same, of a few seconds":   {"a", few, 5 * time.Second, 0, few, 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// A clock in another zone: what is stored is UTC.
+			begun, answer := start2000.In(time.FixedZone("", 7200)), tokenAnswer{"a", "s", test.life}
+			entry := tokenEntry{Failure: &failedAttempt{Count: 1}}.withToken("g", answer, begun, begun)
+			answer.accessToken = test.token
+			now := begun.Add(test.at)
+			entry = entry.withToken("g", answer, now, now)
+			if entry.Failure != nil || !entry.valid() {
+				t.Errorf("not an entry with a token: %+v", entry)
+			}
+			if got := entry.LastVaultRotation.Sub(start2000); got != test.obtained {
+				t.Errorf("last_vault_rotation after %s, want %s", got, test.obtained)
+			}
+			if got := entry.ExpireTime.Sub(start2000); got != test.ends {
+				t.Errorf("expire_time after %s, want %s", got, test.ends)
+			}
+			if got := entry.NextRotation; got.IsZero() != (test.due == 0) || test.due > 0 && got.Sub(start2000) != test.due {
+				t.Errorf("next rotation at %s, want %s after the start", got, test.due)
+			}
+		})
+	}
+}
+
+// TestWithFailedExchange checks the wait after an exchange that failed.
+func TestWithFailedExchange(t *testing.T) {
+	t.Parallel()
+	const sec = time.Second
+	for name, test := range map[string]struct {
+		failures    int // before
+		exchange    exchangeError
+		used, limit int
+		kind        failureKind
+		least, most time.Duration
+	}{
+		"the first":                 {0, exchangeError{noToken: true}, 0, 100, unavailable, sec, sec},
+		"the second":                {1, exchangeError{noToken: true}, 0, 100, unavailable, 1500 * time.Millisecond, 2 * sec},
+		"the sixth":                 {5, exchangeError{noToken: true}, 0, 100, unavailable, 24 * sec, 32 * sec},
+		"the hundredth":             {99, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
+		"a refusal":                 {0, exchangeError{noToken: true, refused: true}, 0, 100, refused, refusedDelay, refusedDelay},
+		"Retry-After":               {0, exchangeError{noToken: true, retryAfter: time.Hour}, 0, 100, unavailable, time.Hour, time.Hour},
+		"a short Retry-After":       {0, exchangeError{noToken: true, refused: true, retryAfter: sec}, 0, 100, refused, refusedDelay, refusedDelay},
+		"below half of the limit":   {0, exchangeError{}, 4, 10, unavailable, sec, sec},
+		"half of the limit":         {0, exchangeError{}, 5, 10, unavailable, ledgerWindow / 5, ledgerWindow / 5},
+		"the whole limit":           {0, exchangeError{}, 10, 10, unavailable, ledgerWindow, ledgerWindow},
+		"it cost no token":          {0, exchangeError{noToken: true}, 10, 10, unavailable, sec, sec},
+		"without a limit":           {0, exchangeError{}, 10, 0, unavailable, sec, sec},
+		"the most that are counted": {maxFailureCount - 1, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			entry := tokenEntry{Generation: "g"}
+			for range test.used {
+				entry = entry.withRequest(start2000)
+			}
+			if test.failures > 0 {
+				entry.Failure = &failedAttempt{Count: test.failures}
+			}
+			got := entry.withFailedExchange("g", &test.exchange, test.limit, start2000).Failure
+			if wait := got.NextAttempt.Sub(start2000); wait < test.least || wait > test.most {
+				t.Errorf("waits %s, want %s to %s", wait, test.least, test.most)
+			}
+			if want := min(test.failures+1, maxFailureCount-1); got.Kind != test.kind || got.Count != want {
+				t.Errorf("kind %d, %d failures; want %d, %d", got.Kind, got.Count, test.kind, want)
+			}
+		})
+	}
+}
+
+// TestBackoffHasJitter: credentials that fail together do not come back together.
+func TestBackoffHasJitter(t *testing.T) {
+	t.Parallel()
+	waits := map[time.Duration]bool{}
+	for range 100 {
+		waits[tokenEntry{Failure: &failedAttempt{Count: 9}}.backoff()] = true
+	}
+	if len(waits) < 90 {
+		t.Errorf("%d different waits of 100", len(waits))
+	}
+}
+
+func TestFormatTime(t *testing.T) {
+	t.Parallel()
+	for at, want := range map[time.Time]string{
+		start2000: "2000-01-01T00:00:00Z",
+		start2000.Add(1).In(time.FixedZone("", 7200)): "2000-01-01T00:00:01Z",
+	} {
+		if got := formatTime(at); got != want {
+			t.Errorf("%s is %s, want %s", at, got, want)
+		}
 	}
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Runs the acceptance tests: the plugin in bin/, in real Vault servers on loopback.
 #
-#   scripts/acceptance.sh             every suite
+#   scripts/acceptance.sh             every suite but kubernetes
 #   scripts/acceptance.sh storms      one of the suites in acceptance/: consumers, storms, engine, release, harness, bench
+#   scripts/acceptance.sh kubernetes  the Kubernetes examples with a real API server
 #   scripts/acceptance.sh examples    the tests that run a file of examples/
 #   scripts/acceptance.sh formats     the formats of the Kubernetes and Prometheus examples, without a server
 #
@@ -10,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-suites=(consumers storms engine release harness bench)
+suites=(consumers storms engine release harness bench kubernetes)
 what=${1:-all}
 case " all examples formats ${suites[*]} " in
   *" $what "*) ;;
@@ -23,10 +24,12 @@ esac
 # say_missing names the tools whose tests will be skipped, because go test shows nothing of a skipped test.
 say_missing() {
   local tool
-  for tool in node python3 curl jq; do
-    type -P "$tool" >/dev/null || echo "acceptance: $tool is not installed, so its example will NOT RUN (on Debian: apt-get install nodejs python3 curl jq)" >&2
+  for tool in node javac curl jq nginx ansible-playbook; do
+    type -P "$tool" >/dev/null || echo "acceptance: $tool is not installed, so its example will NOT RUN (on Debian: apt-get install nodejs default-jdk-headless curl jq nginx-light ansible)" >&2
   done
-  type -P terraform >/dev/null || echo "acceptance: terraform is not installed, so its example will NOT RUN, only the API calls that it makes" >&2
+  python3 -c 'import hvac, requests' 2>/dev/null || /usr/bin/python3 -c 'import hvac, requests' 2>/dev/null ||
+    echo "acceptance: Python's hvac is not installed, so its example will NOT RUN (on Debian: apt-get install python3-hvac python3-requests)" >&2
+  type -P terraform >/dev/null || echo "acceptance: terraform is not installed, so its examples will NOT RUN, only the API calls that it makes" >&2
 }
 
 suite() {
@@ -71,6 +74,11 @@ echo "acceptance: $what, in real Vault servers on loopback"
 case $what in all | consumers | examples) say_missing ;; esac
 VAULT_BIN=$(scripts/vault.sh)
 export VAULT_BIN
+if [ "$what" = kubernetes ]; then
+  echo "acceptance: etcd, kube-apiserver, kubectl, External Secrets and Vault's Kubernetes auth method (the first build takes about 8 minutes on 2 cores)"
+  KUBERNETES_PATH=$(scripts/kubernetes.sh)
+  export KUBERNETES_PATH
+fi
 
 # On success, print the figures; on failure, print the full log.
 if ! run; then

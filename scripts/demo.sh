@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# From a built plugin to a token read from a real Vault, each command shown as you would type it.
-# Called by `make demo` and `make dev`, which build bin/ first.
+# Shows the plugin in a real Vault, from registration to a token. Prints each command as you would type it.
+# `make demo` and `make dev` build bin/ and call this.
 #
-#   scripts/demo.sh          show everything, clean up, end
-#   scripts/demo.sh --dev    set it up and leave it running until Ctrl-C
+#   scripts/demo.sh          show everything, then clean up
+#   scripts/demo.sh --dev    set everything up and keep it running until Ctrl-C
 #
-# With AUTOPAY_CLIENT_ID and AUTOPAY_CLIENT_SECRET set it asks the real Autopay for tokens; otherwise a stand-in
-# on this machine. Vault is VAULT_BIN, or the one on PATH, or one built from source by scripts/vault.sh.
-# Everything runs on loopback, in a temporary directory, and is gone at the end.
+# If AUTOPAY_CLIENT_ID and AUTOPAY_CLIENT_SECRET are set, it uses the real Autopay, otherwise a stand-in on this
+# machine. Vault is VAULT_BIN, the one on PATH, or one that scripts/vault.sh builds from source.
+# Everything runs on loopback in a temporary directory, which is removed at the end.
 #
-# shellcheck disable=SC2016 # commands are shown, then run, as they are written: their variables expand in eval
+# shellcheck disable=SC2016 # variables in the printed commands expand in eval
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,12 +19,12 @@ case "${1-}" in
   '') ;;
   --dev) dev=1 ;;
   *)
-    echo "demo.sh: unknown option $1 (there is only --dev)" >&2
+    echo "demo.sh: unknown option $1; the only option is --dev" >&2
     exit 2
     ;;
 esac
 
-# ---- what is shown
+# ---- output
 
 bold='' plain=''
 if [ -t 1 ] && [ -z "${NO_COLOR-}" ]; then
@@ -37,17 +37,17 @@ fail() {
   exit 1
 }
 
-# run shows a command and runs it in this shell, so that variables it sets stay.
+# run prints a command and runs it in this shell, so that its variables stay set.
 run() {
   printf '%s$ %s%s\n' "$bold" "$1" "$plain"
   eval "$1" || fail "the last command failed"
 }
 
-# ---- what is started, and how it ends
+# ---- start and stop
 
 tmp='' vault_pid='' sim_pid='' done=''
 
-# stop ends a process group: by asking its leader, then after 10 s by force.
+# stop ends a process group: it asks the leader, and kills the group after 10 s.
 stop() {
   kill -TERM "$1" 2>/dev/null || true
   local tries=100
@@ -58,7 +58,7 @@ stop() {
 
 cleanup() {
   local code=$?
-  trap '' HUP INT TERM # a second Ctrl-C must not leave half of it behind
+  trap '' HUP INT TERM # a second Ctrl-C must not interrupt the cleanup
   trap - EXIT
   if [ "$code" -ne 0 ] && [ "$code" -lt 128 ] && [ -s "$tmp/vault.log" ]; then
     grep -E '\[(WARN|ERROR)\]|^Error' "$tmp/vault.log" | grep -v 'no `api_addr` value' | tail -n 15 >&2 || true
@@ -68,9 +68,9 @@ cleanup() {
   if [ -n "$tmp" ]; then
     rm -rf "$tmp"
     if [ -n "$done" ] && [ "$code" -eq 0 ]; then
-      note "All that this started is stopped and removed. 'make dev' leaves it running for you to try."
+      note "Everything has been stopped and removed. 'make dev' keeps it running for you to try."
     else
-      printf '\ndemo: stopped; all that it started is gone.\n' >&2
+      printf '\ndemo: stopped; everything has been removed.\n' >&2
     fi
   fi
   exit "$code"
@@ -80,8 +80,8 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# start runs a command in the background, in a process group of its own (Vault starts the plugin in its group),
-# and leaves the pid in $started.
+# start runs a command in the background and sets $started to its pid. It gets a process group of its own, because
+# Vault starts the plugin in its group.
 start() {
   local log=$1
   shift
@@ -105,7 +105,7 @@ until_true() {
 
 client_id=${AUTOPAY_CLIENT_ID-}
 secret=${AUTOPAY_CLIENT_SECRET-}
-unset AUTOPAY_CLIENT_ID AUTOPAY_CLIENT_SECRET # from here on only this shell knows the secret
+unset AUTOPAY_CLIENT_ID AUTOPAY_CLIENT_SECRET # from here on, only this shell knows the secret
 if [ -n "$client_id" ] && [ -n "$secret" ]; then
   real=1
 elif [ -n "$client_id$secret" ]; then
@@ -115,13 +115,13 @@ else
 fi
 
 for binary in "$name" autopaysim; do
-  [ -x "bin/$binary" ] || fail "bin/$binary is missing: run 'make demo' or 'make dev'"
+  [ -x "bin/$binary" ] || fail "bin/$binary is missing; run 'make demo' or 'make dev'"
 done
 if type -P sha256sum >/dev/null; then sum=sha256sum; else sum='shasum -a 256'; fi
 vault_bin=$(scripts/vault.sh --any)
 if type -P vault >/dev/null; then users_vault=vault; else users_vault=$vault_bin; fi
 
-# Nothing of the user's own Vault comes in, and nothing goes out to it.
+# Do not use any settings of the user's own Vault, and do not touch it.
 for variable in ${!VAULT_@}; do unset "$variable"; done
 tmp=$(cd "$(mktemp -d)" && pwd -P)
 mkdir "$tmp/home" "$tmp/bin" "$tmp/plugins"
@@ -130,9 +130,9 @@ export NO_PROXY="127.0.0.1,localhost,${NO_PROXY-}" no_proxy="127.0.0.1,localhost
 ln -s "$vault_bin" "$tmp/bin/vault"
 cp "bin/$name" "$tmp/plugins/"
 
-# curl does without curl: enough of it for the plain GETs below.
+# Without curl, this function makes the plain GET requests below.
 if ! type -P curl >/dev/null; then
-  note "curl is not installed; the shell makes its requests."
+  note "curl is not installed; the shell makes the requests."
   curl() {
     local header='' url='' status line
     while [ $# -gt 0 ]; do
@@ -167,24 +167,24 @@ start_sim() {
 
 vault_ready() { vault status >/dev/null 2>&1 || ! kill -0 "$vault_pid" 2>/dev/null; }
 start_vault() {
-  # What a production server's configuration holds, too.
+  # A production server's configuration has this line too.
   printf 'plugin_directory = "%s"\n' "$tmp/plugins" >"$tmp/vault.hcl"
   VAULT_TOKEN=demo-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
   export VAULT_ADDR VAULT_TOKEN
   local try port
   for try in 1 2 3 4 5; do
-    port=$((20000 + RANDOM % 10000)) # Vault takes no port 0; a port in use ends it, and the next is tried
+    port=$((20000 + RANDOM % 10000)) # Vault does not accept port 0; if a port is in use, try the next
     VAULT_ADDR=http://127.0.0.1:$port
     start "$tmp/vault.log" vault server -dev -config="$tmp/vault.hcl" -dev-no-store-token \
       -dev-root-token-id="$VAULT_TOKEN" -dev-listen-address="127.0.0.1:$port"
     vault_pid=$started
-    # That it takes this run's root token shows that it is this run's server.
+    # If it accepts this run's root token, it is this run's server.
     if until_true 60 vault_ready && kill -0 "$vault_pid" 2>/dev/null && vault token lookup >/dev/null 2>&1; then
       return
     fi
     stop "$vault_pid"
     grep -q 'address already in use' "$tmp/vault.log" || break
-    note "Port $port is taken; trying another ($try)."
+    note "Port $port is in use; trying another one ($try)."
   done
   fail "the Vault server did not start"
 }
@@ -197,7 +197,7 @@ else
   client_id=demo-client secret=demo-secret
   if [ -n "$dev" ]; then lifetime=1h; else lifetime=40s; fi
   start_sim "$lifetime"
-  note "Autopay: a stand-in at $sim, whose tokens live $lifetime."
+  note "Autopay: a stand-in at $sim; its tokens live $lifetime."
 fi
 start_vault
 version=$("bin/$name" -version)
@@ -208,15 +208,15 @@ run "SHA256=\$($sum bin/$name | cut -d' ' -f1)"
 run "vault plugin register -sha256=\"\$SHA256\" -version=$version secret $name"
 run "vault secrets enable -path=autopay $name"
 
-heading "Give it a credential: it is tried at once, and its secret is never shown again"
-AUTOPAY_CLIENT_SECRET=$secret # not exported; printf is the shell's own, so no process list shows it
+heading "Write a credential: the engine verifies it and never shows its secret again"
+AUTOPAY_CLIENT_SECRET=$secret # not exported; printf is a shell builtin, so no process list shows it
 config="client_id=$client_id client_secret=-"
 [ -n "$real" ] || config="$config token_url=$sim/oauth/token"
 run "printf %s \"\$AUTOPAY_CLIENT_SECRET\" | vault write autopay/config $config"
 unset AUTOPAY_CLIENT_SECRET secret
 run 'vault read autopay/config'
 
-heading "Let an application read the token, and nothing else"
+heading "Let an application read the token and nothing else"
 run "vault policy write autopay-reader - <<'POLICY'
 path \"autopay/token\" {
   capabilities = [\"read\"]
@@ -227,9 +227,9 @@ run 'APP_TOKEN=$(vault token create -policy=autopay-reader -ttl=1h -field=token)
 heading "What the application does"
 if [ -n "$real" ]; then
   printf '%s$ %s%s\n' "$bold" 'VAULT_TOKEN=$APP_TOKEN vault read autopay/token' "$plain"
-  # The token of a real account is not for a screen: its first characters show that it is there.
+  # Print only the first characters of a real account's token.
   VAULT_TOKEN=$APP_TOKEN vault read autopay/token |
-    sed -E 's/^(access_token +)(.{8}).*/\1\2… (cut short here)/' || fail "the last command failed"
+    sed -E 's/^(access_token +)(.{8}).*/\1\2… (shortened)/' || fail "the last command failed"
 else
   run 'VAULT_TOKEN=$APP_TOKEN vault read autopay/token'
   run 'TOKEN=$(VAULT_TOKEN=$APP_TOKEN vault read -field=access_token autopay/token)'
@@ -241,9 +241,9 @@ if [ -n "$dev" ]; then
   note "export VAULT_ADDR=$VAULT_ADDR"
   note "export VAULT_TOKEN=$VAULT_TOKEN"
   note "$users_vault read autopay/token"
-  trap 'exit 0' INT # the way to end this is no error
+  trap 'exit 0' INT # this is the normal way to end it
   wait "$vault_pid" || true
-  fail "the Vault server ended by itself"
+  fail "the Vault server has ended"
 fi
 
 if [ -z "$real" ]; then
@@ -252,7 +252,7 @@ if [ -z "$real" ]; then
   reads=2 first=$(last_rotation)
   ttl=$(VAULT_TOKEN=$APP_TOKEN vault read -field=ttl autopay/token)
   reads=$((reads + 2))
-  note "The next one is due in $ttl s. Reading the token every second until last_vault_rotation changes:"
+  note "The next token is due in $ttl s. Reading every second until last_vault_rotation changes:"
   end=$((SECONDS + 60)) now=$first
   while [ "$now" = "$first" ]; do
     [ "$SECONDS" -lt "$end" ] || fail "no new token after 60 s"
@@ -268,12 +268,12 @@ if [ -z "$real" ]; then
   reads=$((reads + 2))
 fi
 
-heading "What an operator watches"
+heading "What an operator sees"
 run 'vault read autopay/status'
 if [ -z "$real" ]; then
   run "curl -fsS $sim/sim/stats"
   requests=$(curl -fsS "$sim/sim/stats" | sed -n 's/^{"token_requests":\([0-9]*\),.*/\1/p')
-  [ -n "$requests" ] || fail "the stand-in's counters have no token_requests"
+  [ -n "$requests" ] || fail "the stand-in's counters lack token_requests"
   heading "Done: $reads reads of the token, $requests requests to Autopay"
 else
   heading "Done"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Installs the plugin into a running Vault, or upgrades it there: checks the binary's checksum, copies it into the plugin
-# directory under its version, registers it, enables it or moves the mount to the new version, and reloads it.
-# What is done already is left alone, so it is safe to run again. Needs bash, vault, and sha256sum or shasum.
-# See docs/install.md.
+# Installs the plugin into a running Vault or OpenBao, or upgrades it there: checks the binary's checksum, copies it into
+# the plugin directory under its version, registers it, enables it or moves it to the new version, and reloads it.
+# It leaves alone what is done already, so it is safe to run again. Needs bash, the vault or bao command, and sha256sum
+# or shasum. See docs/install.md.
 set -euo pipefail
 
 name=vault-plugin-secrets-autopay
@@ -12,15 +12,18 @@ usage() {
   cat <<USAGE
 usage: install.sh [options]
 
-Run it on the Vault server's host, with VAULT_ADDR and VAULT_TOKEN set as for the vault command.
+Run it on the server's host, with VAULT_ADDR and VAULT_TOKEN set as for the vault command. Without a vault command it
+uses bao.
 
   --binary FILE      the plugin (default: $name beside this script, or in ../bin)
-  --sums FILE        the release's SHA256SUMS, which must hold the binary's checksum (default: beside the binary)
+  --sums FILE        the release's SHA256SUMS, which must list the binary's checksum (default: beside the binary)
   --sha256 SUM       the checksum that the binary must have, instead of --sums
-  --plugin-dir DIR   Vault's plugin_directory (default: what the server says)
+  --plugin-dir DIR   the server's plugin_directory (default: ask the server)
   --mount PATH       where to enable it (default: autopay)
-  --copy-only        check and copy, and don't talk to Vault: for each further node of a cluster, before the last one
-  --dry-run          say what would be done, and change nothing
+  --pin              pin the version for all mounts (Vault 1.16 and later); a pin that exists is always moved
+  --downgrade        allow a version older than the current one
+  --copy-only        check and copy without a request to Vault: for every other node of a cluster, before the active one
+  --dry-run          print what would be done, and change nothing
 USAGE
 }
 
@@ -30,7 +33,7 @@ die() {
   exit 1
 }
 
-binary='' sums='' sha256='' plugin_dir='' mount=autopay copy_only='' dry_run=''
+binary='' sums='' sha256='' plugin_dir='' mount=autopay pin='' downgrade='' copy_only='' dry_run=''
 while [ $# -gt 0 ]; do
   case $1 in
     --binary | --sums | --sha256 | --plugin-dir | --mount)
@@ -47,6 +50,8 @@ while [ $# -gt 0 ]; do
       esac
       shift
       ;;
+    --pin) pin=1 ;;
+    --downgrade) downgrade=1 ;;
     --copy-only) copy_only=1 ;;
     --dry-run) dry_run=1 ;;
     -h | --help)
@@ -63,7 +68,7 @@ while [ $# -gt 0 ]; do
 done
 mount=${mount#/}
 mount=${mount%/}
-unset VAULT_FORMAT # the answers are read as they are by default
+unset VAULT_FORMAT BAO_FORMAT # this script reads the default output
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -83,35 +88,36 @@ else
   die "neither sha256sum nor shasum is installed"
 fi
 
-# Nothing of the binary runs, and nothing of it is copied, before its checksum is known to be right.
+# Do not run or copy the binary before its checksum is verified.
 sum=$(sum_of "$binary")
 if [ -n "$sha256" ]; then
   [ "$(tr '[:upper:]' '[:lower:]' <<<"$sha256")" = "$sum" ] || die "$binary has the checksum $sum, not $sha256"
 else
   sums=${sums:-$(dirname "$binary")/SHA256SUMS}
   [ -f "$sums" ] || die "there is no $sums to check the binary against: use --sums, or --sha256 for one that you built"
-  grep -q "^$sum " "$sums" || die "the checksum of $binary, $sum, is not in $sums: it is not what was released"
+  grep -q "^$sum " "$sums" || die "the checksum of $binary, $sum, is not in $sums: this is not the released file"
 fi
 [ -x "$binary" ] || die "$binary is not executable"
+semver='^v([0-9]+)\.([0-9]+)\.([0-9]+)'
 version=$("$binary" -version) || die "$binary -version fails: is it for another platform?"
-[[ $version =~ ^v[0-9]+\.[0-9]+\.[0-9]+ ]] || die "$binary -version prints '$version', which is no version"
+[[ $version =~ $semver ]] || die "$binary -version prints '$version', which is not a version"
 command=$name-$version
 say "$name $version, checksum $sum as expected"
 
-# ---- what there is
+# ---- the current state
 
-# ask leaves Vault's answer in $answer, empty if there is nothing of what was asked for.
+# ask puts the server's answer into $answer, which is empty if there is no such thing.
 ask() {
-  answer=$(vault "$@" 2>"$tmp/error") && return
+  answer=$("$cli" "$@" 2>"$tmp/error") && return
   answer=''
   case $(<"$tmp/error") in
-    *"permission denied"*) die "Vault refuses this token: vault $* (see 'What the token must be allowed' in docs/install.md)" ;;
+    *"permission denied"*) die "the server refuses this token: $cli $* (see 'What the token must be allowed' in docs/install.md)" ;;
     *"No value found"* | *"Code: 404"* | *"not present in secret"* | *"No secret engine mount"*) ;;
-    *) die "vault $*: $(<"$tmp/error")" ;;
+    *) die "$cli $*: $(<"$tmp/error")" ;;
   esac
 }
 
-# field prints one line's value of the table in $answer.
+# field prints the value of one line of the table in $answer.
 field() {
   local key value
   while read -r key value; do
@@ -119,48 +125,73 @@ field() {
   done <<<"$answer"
 }
 
-registered='' mounted='' pinned='' running=''
+# look sets what the server says now: the checksum registered for this version, the plugin mounted at $mount, the
+# version it is set to, the pinned version, and what runs.
+registered='' mounted='' tuned='' pinned='' running=''
 look() {
   ask plugin info -version="$version" -field=sha256 secret "$name"
   registered=$answer
+  ask read -field=version "sys/plugins/pins/secret/$name"
+  pinned=$answer
   ask read "sys/mounts/$mount"
-  mounted=$(field type) pinned=$(field plugin_version)
+  mounted=$(field type) tuned=$(field plugin_version)
   running="$(field running_plugin_version) $(field running_sha256)"
 }
 
+# older reports whether $1 is an older version than $2. It does not compare pre-releases.
+older() {
+  local a i
+  [[ $1 =~ $semver ]] || return 1
+  a=("${BASH_REMATCH[@]}")
+  [[ $2 =~ $semver ]] || return 1
+  for i in 1 2 3; do
+    [ "${a[i]}" -eq "${BASH_REMATCH[i]}" ] || break
+  done
+  [ "${a[i]}" -lt "${BASH_REMATCH[i]}" ]
+}
+
 if [ -z "$copy_only" ]; then
-  type -P vault >/dev/null || die "the vault command is not installed"
+  cli=$(type -P vault || type -P bao) || die "neither the vault nor the bao command is installed"
+  cli=${cli##*/}
   code=0
-  vault status >"$tmp/status" 2>&1 || code=$?
+  "$cli" status >"$tmp/status" 2>&1 || code=$?
   case $code in
     0) ;;
-    2) die "Vault at ${VAULT_ADDR:-its default address} is sealed, or not initialised" ;;
-    *) die "Vault does not answer: $(<"$tmp/status")" ;;
+    2) die "the server is sealed, or not initialised" ;;
+    *) die "the server does not answer: $(<"$tmp/status")" ;;
   esac
   look
   if [ -n "$mounted" ] && [ "$mounted" != "$name" ]; then
-    die "at $mount/ there is another secrets engine, $mounted: choose another --mount"
+    die "there is another secrets engine at $mount/, $mounted: choose another --mount"
   fi
   if [ -n "$registered" ] && [ "$registered" != "$sum" ]; then
-    die "$version is registered with another checksum, $registered. If that was a trial build: vault plugin deregister -version=$version secret $name"
+    die "$version is registered with another checksum, $registered. If that was a trial build: $cli plugin deregister -version=$version secret $name"
+  fi
+  if [ -z "$downgrade" ] && older "$version" "${pinned:-$tuned}"; then
+    die "$version is older than ${pinned:-$tuned}, the current version: use --downgrade to go back"
   fi
   if [ -z "$plugin_dir" ]; then
     ask read -field=plugin_directory sys/config/state/sanitized
     plugin_dir=$answer
-    [ -n "$plugin_dir" ] || die "this Vault server has no plugin_directory: set one in its configuration and restart it"
+    # A dev server has its -dev-plugin-dir on its command line, not in its configuration.
+    if [ -z "$plugin_dir" ] && grep -q 'Storage Type *inmem' "$tmp/status" &&
+      [[ $(ps -Aww -o args= 2>/dev/null) =~ -dev-plugin-dir[=\ ](/[^[:space:]]+) ]]; then
+      plugin_dir=${BASH_REMATCH[1]}
+    fi
+    [ -n "$plugin_dir" ] || die "this server has no plugin_directory: set one in its configuration and restart it"
   fi
 fi
 [ -n "$plugin_dir" ] || die "--copy-only needs --plugin-dir"
-[ -d "$plugin_dir" ] || die "there is no directory $plugin_dir here: run this on the Vault server's host, or correct --plugin-dir"
+[ -d "$plugin_dir" ] || die "there is no directory $plugin_dir here: run this on the server's host, or correct --plugin-dir"
 target=$plugin_dir/$command
 if [ -e "$target" ] && [ "$(sum_of "$target")" != "$sum" ]; then
-  die "$target is there with another checksum; Vault may be using it. If it was a trial build, remove it first"
+  die "$target exists with another checksum, and may be in use. If it was a trial build, remove it first"
 fi
 
-# ---- what is to be done
+# ---- the steps
 
 steps=0
-# step says what is done and does it: step WHAT COMMAND...
+# step WHAT COMMAND... runs the command, or prints it on a dry run.
 step() {
   steps=$((steps + 1))
   if [ -n "$dry_run" ]; then
@@ -172,32 +203,36 @@ step() {
 }
 
 copy() {
-  # Under its name there is never half a file. An old version stays as it is: Vault may be running it.
+  # There is never half a file under the final name. Older versions stay: they may be running.
   cp "$1" "$2.new.$$" && chmod 755 "$2.new.$$" && mv "$2.new.$$" "$2"
 }
 
 if [ ! -e "$target" ]; then
-  [ -n "$dry_run" ] || [ -w "$plugin_dir" ] || die "$plugin_dir may not be written to by $(id -un): use sudo -E"
+  [ -n "$dry_run" ] || [ -w "$plugin_dir" ] || die "$(id -un) may not write to $plugin_dir: use sudo -E"
   step "copy it to $target" copy "$binary" "$target"
 fi
 if [ -z "$copy_only" ]; then
-  if [ -z "$registered" ]; then
-    step "register it" vault plugin register -sha256="$sum" -version="$version" -command="$command" secret "$name"
-  fi
-  if [ -z "$mounted" ]; then
-    step "enable it at $mount/" vault secrets enable -path="$mount" -plugin-version="$version" "$name"
-  else
+  [ -n "$registered" ] ||
+    step "register it" "$cli" plugin register -sha256="$sum" -version="$version" -command="$command" secret "$name"
+  reload=''
+  [ -z "$mounted" ] || [ "$running" = "$version $sum" ] || reload=1
+  if [ -n "$pin$pinned" ]; then
+    # While a version is pinned, Vault refuses any other, and -plugin-version too.
     if [ "$pinned" != "$version" ]; then
-      step "set the version of $mount/, which was $pinned" vault secrets tune -plugin-version="$version" "$mount"
+      step "pin $version${pinned:+ instead of $pinned}" "$cli" write "sys/plugins/pins/secret/$name" version="$version"
+      reload=1
     fi
-    if [ "$running" != "$version $sum" ]; then
-      # -mounts is broken in Vault's command line. Other mounts of the plugin restart, too, at their own version.
-      step "reload it, which ran ${running% *}" vault plugin reload -plugin="$name"
-    fi
+    [ -n "$mounted" ] || step "enable it at $mount/" "$cli" secrets enable -path="$mount" "$name"
+  elif [ -z "$mounted" ]; then
+    step "enable it at $mount/" "$cli" secrets enable -path="$mount" -plugin-version="$version" "$name"
+  elif [ "$tuned" != "$version" ]; then
+    step "set $mount/ to $version instead of $tuned" "$cli" secrets tune -plugin-version="$version" "$mount"
   fi
+  # This restarts every mount of the plugin: -mounts does not work in Vault's root namespace.
+  [ -z "$reload" ] || step "reload it" "$cli" plugin reload -plugin="$name" -scope=global
 fi
 
-# ---- what has become of it
+# ---- the result
 
 if [ "$steps" -eq 0 ]; then
   say "nothing to do"
@@ -206,9 +241,9 @@ elif [ -n "$dry_run" ]; then
   exit 0
 fi
 if [ -z "$copy_only" ]; then
-  new=$mounted
+  was=$mounted
   look
   [ "$running" = "$version $sum" ] || die "$mount/ runs ${running:-nothing}, not $version: see the server's log"
   say "$mount/ runs $version"
-  [ -n "$new" ] || say "next: vault write $mount/config client_id=… client_secret=-"
+  [ -n "$was" ] || say "next: $cli write $mount/config client_id=… client_secret=-"
 fi

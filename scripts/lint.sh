@@ -5,6 +5,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 echo "lint: golangci-lint, with go vet and gofumpt (its first build takes a minute or two)"
 go tool -modfile=tools/go.mod golangci-lint run ./...
+go -C examples/go tool -modfile=../../tools/go.mod golangci-lint run ./...
+go -C tools/release tool -modfile=../go.mod golangci-lint run ./...
 
 echo "lint: shellcheck"
 type -P shellcheck >/dev/null || {
@@ -15,9 +17,10 @@ shellcheck .ci/run scripts/*.sh examples/*/*.sh
 
 echo "lint: actionlint"
 go tool -modfile=tools/release/go.mod actionlint
+go tool -modfile=tools/release/go.mod actionlint examples/ci/github-actions.yml
 
 echo "lint: go.mod is tidy"
-for module in . tools tools/release acceptance/consumers/{manifests,prometheus,terraform,consultemplate}; do
+for module in . tools tools/release examples/go acceptance/consumers/{manifests,prometheus,terraform,consultemplate} acceptance/kubernetes/{servers,externalsecrets}; do
   go -C "$module" mod tidy -diff
 done
 go -C acceptance/consumers/consultemplate mod tidy -diff -modfile=newest.mod

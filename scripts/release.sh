@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Builds what a release consists of, into dist/: for each platform the bare binary, an archive of it and an SBOM, and
-# SHA256SUMS over them all. The same source and the same Go make the same bytes, whoever builds them, where and when.
-# Needs Go, git and make.
+# Builds a release into dist/: for each platform the bare binary, an archive of it and an SBOM; a container image of the
+# Linux binaries; and SHA256SUMS over all of them. The same source and the same Go make the same bytes, whoever builds
+# them, where and when. Needs Go, git and make.
 #
 #   scripts/release.sh                               all platforms
 #   PLATFORMS="linux/amd64 linux/arm64" scripts/release.sh
 #
-# DIST=DIRECTORY puts it elsewhere; whatever that holds is removed first. SOURCE_DATE_EPOCH overrides the time of the
-# commit, which all files in the archives carry.
+# DIST=DIRECTORY builds into another directory; whatever it holds is removed first. SOURCE_DATE_EPOCH overrides the time
+# of the commit, which all files in the archives and the image carry. SOURCE_URL is the repository that the image names
+# as its source.
 set -euo pipefail
 umask 022
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -41,13 +42,13 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
 # What runs here is built for here, whatever the caller's settings are for.
-host() { env -u GOOS -u GOARCH CGO_ENABLED=0 GOWORK=off go build -o "$tmp/" "$@"; }
-host ./cmd/pack
-host -modfile=tools/release/go.mod github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+env -u GOOS -u GOARCH CGO_ENABLED=0 GOWORK=off \
+  go -C tools/release build -o "$tmp/" ./pack github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
 
 rm -rf "$dist"
 mkdir -p "$dist"
 dist=$(cd "$dist" && pwd)
+images=()
 echo "release: $name $version with $(go env GOVERSION), into $dist"
 for platform in $platforms; do
   os=${platform%/*} arch=${platform#*/}
@@ -69,7 +70,17 @@ for platform in $platforms; do
   "$tmp/cyclonedx-gomod" bin -json -noserial -notimestamp -std -licenses -version "$version" \
     "$dist/$base$exe" 2>"$tmp/sbom.log" | sed '/^        "hashes": \[$/,/^        \],$/d' >"$dist/$base.cdx.json" ||
     die "the SBOM failed: $(cat "$tmp/sbom.log")"
+
+  if [ "$os" = linux ]; then images+=("$arch=$dist/$base"); fi
 done
+
+if [ ${#images[@]} -gt 0 ]; then
+  image=${name}_${version#v}_image.tar
+  echo "release: $image"
+  # The commit's hash, followed by -dirty where it is not what was built.
+  revision=$(git describe --always --abbrev=40 --dirty --exclude='*')
+  "$tmp/pack" image -version "$version" -revision "$revision" -source "${SOURCE_URL:-}" "${images[@]}" >"$dist/$image"
+fi
 
 cd "$dist"
 if type -P sha256sum >/dev/null; then sum=(sha256sum); else sum=(shasum -a 256); fi

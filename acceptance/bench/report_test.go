@@ -3,7 +3,9 @@
 package bench
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -104,18 +106,18 @@ func (r *report) targets() []wanted {
 		return over(parts, func(p soakPart) float64 { return p.memory }).median
 	}
 	return []wanted{
-		atLeast("Read rate, in parts of the ordinary plugin's from memory", 1.3, ratio(eight[0], eight[1], perSecond)),
+		atLeast("Read rate, compared with the ordinary plugin from memory", 1.3, ratio(eight[0], eight[1], perSecond)),
 		atLeast("… with 1 storage read", 1.6, ratio(eight[0], eight[2], perSecond)),
 		atLeast("… with 3 storage reads", 2, ratio(eight[0], eight[3], perSecond)),
-		{"p99 during a refresh, in parts of the steady one", "at most 1.5", spread(r.refresh.ratio, "%.2f"), r.refresh.ratio.median <= 1.5},
-		atLeast("Read rate with "+n+" credentials, in parts of that with one", 0.9, ratio(most.rounds, one.rounds, perSecond)),
-		atMost("Memory with "+n+" credentials, more than with one", 60, most.memory-one.memory, "%.0f MB"),
+		{"p99 during a refresh, compared with p99 otherwise", "at most 1.5", spread(r.refresh.ratio, "%.2f"), r.refresh.ratio.median <= 1.5},
+		atLeast("Read rate with "+n+" credentials, compared with one", 0.9, ratio(most.rounds, one.rounds, perSecond)),
+		atMost("Additional memory with "+n+" credentials", 60, most.memory-one.memory, "%.0f MB"),
 		atMost("First read after Vault serves again, "+n+" credentials", 1000, ms(most.added.median), "%.0f ms"),
-		atMost("Tick that finds nothing due, 10,000 credentials", 50, tick.ns.median/1e6, "%.1f ms"),
+		atMost("Periodic call that finds nothing due, 10,000 credentials", 50, tick.ns.median/1e6, "%.1f ms"),
 		atMost("Hot read in process", 2, hot.ns.median/1000, "%.2f µs"),
 		atMost("Hot read, allocations", 12, hot.allocs, "%.0f"),
-		atMost("Soak: memory in the last three tenths, in parts of the first three", 1.1, used(late)/used(early), "%.2f"),
-		atMost("Soak: goroutines at the end, in parts of those early", 1.1, float64(r.soak.goroutines[1])/float64(r.soak.goroutines[0]), "%.2f"),
+		atMost("Soak: memory in the last three tenths, compared with the first three", 1.1, used(late)/used(early), "%.2f"),
+		atMost("Soak: goroutines at the end, compared with early ones", 1.1, float64(r.soak.goroutines[1])/float64(r.soak.goroutines[0]), "%.2f"),
 	}
 }
 
@@ -127,59 +129,67 @@ func (r *report) write(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "benchmarks.svg"), []byte(r.chart()), 0o600); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "benchmarks.md"), []byte(r.document()), 0o600)
+	name := filepath.Join(dir, "benchmarks.md")
+	page, err := os.ReadFile(name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // a quick run has a folder of its own
+		return err
+	}
+	_, rest, _ := strings.Cut(string(page), byHand)
+	return os.WriteFile(name, []byte(r.document()+byHand+rest), 0o600)
 }
+
+// byHand begins the part of the page that is not written here.
+const byHand = "\n## Storms and upgrades\n"
 
 func (r *report) document() string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	p(`# Benchmarks
 
-What a read of a token costs, beside other ways to serve one. Written by
+What a read of a token costs, compared with other ways to serve one. `+"`make bench`"+` wrote everything above [Storms and upgrades](#storms-and-upgrades)
+on %s: Vault %s, the plugin %s, %s, %s, %d processors (%s). Vault, the plugins, the readers
+and the stand-in for Autopay share them. On another machine the figures differ; the ratios should differ less.
 
-`+"```sh\nmake bench\n```"+`
-
-on %s: Vault %s, the plugin %s, %s, %s, %d processors (%s). Vault, the plugins, the readers and
-the stand-in for Autopay share them. The figures are of that machine; the ratios carry further.
-
-- Each plugin is mounted in one real Vault server (integrated storage, no TLS at its listener, log level warn, no audit device) and read
-  over HTTP by readers in a closed loop: each on a connection of its own that stays open, the next read when the answer is there.
-- %d rounds of %v for each row, after %v that are not counted. In each round every row has its turn, in an order that moves on from round
-  to round. A figure is the median of the rounds, with the least and the most in brackets; a ratio is taken within each round first.
-- The *ordinary plugin* ([acceptance/bench/floor](../acceptance/bench/floor/main.go)) is the least that a secrets engine on the SDK's framework can be. Its answers
-  have the same fields and the same size. An engine that keeps its token in storage pays one storage read or more for each read.
-- KV v1 lives inside Vault: it shows what the way to another process costs, whichever plugin is there.
-- The readers speak HTTP with a client of 60 lines, for they take processor time from what they measure. How much is in the tables.
+- Each plugin is mounted in one real Vault server (integrated storage, no TLS at its listener, log level warn, no audit device). Readers read over
+  HTTP in a closed loop, each on a connection that stays open.
+- Each row is measured in %d rounds of %v, after %v that do not count. Every round measures all rows, in a rotating order. A figure is the
+  median of the rounds, with the minimum and maximum in brackets; a ratio is computed within each round.
+- The *ordinary plugin* ([acceptance/bench/floor](../acceptance/bench/floor/main.go)) is the smallest possible engine on the SDK's framework. Its
+  answers have the same fields and size. An engine that keeps its token in storage pays for at least one storage read.
+- KV v1 is part of Vault. It shows what a plugin's separate process costs.
+- The readers use a minimal HTTP client, because they share the processors. The tables show how much they take.
 `, r.date.Format("2 January 2006"), r.vault, harness.PluginVersion, runtime.Version(), runtime.GOOS+"/"+runtime.GOARCH, runtime.NumCPU(), processor(),
 		r.plan.rounds, r.plan.measure, r.plan.warm)
-	p("## Targets\n\n| what | should be | is | |\n|---|---|---|---|")
+	p("## Targets\n\n| what | target | measured | |\n|---|---|---|---|")
 	for _, w := range r.targets() {
 		p("| %s | %s | %s | %s |", w.what, w.want, w.got, map[bool]string{true: "met", false: "**missed**"}[w.met])
 	}
-	p("\nThose of the read rate are at 8 readers.\n\n## Reads side by side\n\n![Reads a second](benchmarks.svg)")
-	for _, side := range r.reads {
-		p("\n%s:\n", plural(side.readers, "reader"))
-		p("| | reads/s | p50 ms | p99 ms | the engine's rate, in parts of this | µs of processor time per read: Vault, plugin, reader |\n|---|---|---|---|---|---|")
-		for i, rounds := range side.results {
-			times := "–"
-			if i > 0 {
-				times = spread(ratio(side.results[0], rounds, perSecond), "%.2f")
-			}
-			p("| %s | %s | %s | %s | %s | %.0f, %.0f, %.0f |", r.subjects[i], spreadThousands(over(rounds, perSecond)),
-				spread(over(rounds, func(r round) float64 { return ms(r.p50) }), "%.2f"), spread(over(rounds, func(r round) float64 { return ms(r.p99) }), "%.2f"), times,
-				us(over(rounds, vaultTime).median), us(over(rounds, pluginTime).median), us(over(rounds, readersTime).median))
+	p("\nRead rates are those of 8 readers.\n\n## Reads side by side\n\n![Reads a second](benchmarks.svg)")
+	p("\n| | reads/s with 1, 8 and 64 readers | the engine compared with this | p99 ms, 8 readers | µs of CPU per read, 8 readers: Vault, plugin, reader |\n|---|---|---|---|---|")
+	for i, subject := range r.subjects {
+		var rates, times []string
+		for _, side := range r.reads {
+			rates = append(rates, thousands(over(side.results[i], perSecond).median))
+			times = append(times, fmt.Sprintf("%.2f", ratio(side.results[0], side.results[i], perSecond).median))
 		}
+		if i == 0 {
+			times = []string{"–"}
+		}
+		eight := r.reads[1].results[i]
+		p("| %s | %s | %s | %s | %.0f, %.0f, %.0f |", subject, strings.Join(rates, "; "), strings.Join(times, "; "),
+			spread(over(eight, func(r round) float64 { return ms(r.p99) }), "%.2f"),
+			us(over(eight, vaultTime).median), us(over(eight, pluginTime).median), us(over(eight, readersTime).median))
 	}
-	p("\n## Cold reads\n\nThe first read of a credential that was stored with `verify=false`, from an Autopay that takes %v, one after the other, %d in all: it takes\n"+
-		"%s ms longer than Autopay. Two writes to storage are in that (the ledger before the request, the token after it), on a disk.",
-		coldDelay, r.plan.cold, spreadMS(r.cold))
-	p("\n## Reads during a refresh\n\n%d readers of a token that is due every 6 s, from an Autopay that takes %v over each refresh; each refresh is compared with the time before\n"+
-		"and after it: p99 steady %s ms, during the refresh %s ms, ratio %s. The slowest of all reads took %.0f ms.",
-		r.refresh.readers, r.refresh.delay, spreadMS(r.refresh.steady), spreadMS(r.refresh.slow), spread(r.refresh.ratio, "%.2f"), ms(r.refresh.slowest))
-	p("\n## Many credentials, many mounts\n\nA server for each row, 8 readers that go through all credentials; the data is in memory where `/dev/shm` is. Memory is the plugin process's own\n" +
-		"(`RssAnon`) after the load. *First read* is from the unseal to the first token of any one credential, asked for every 2 ms; Vault's own\n" +
-		"part ends when it answers `auth/token/lookup-self`. *Tick* is the slowest periodic call that Vault's `vault.rollback.attempt` shows over all mounts.\n\n" +
-		"| mounts | credentials | reads/s | in parts of one credential's | memory MB | first read ms | of that, after Vault's own first answer | tick ms |\n|---|---|---|---|---|---|---|---|")
+	p("\n## Cold reads\n\nThe first read of a credential that was stored with `verify=false` takes %s ms longer than Autopay, which takes %v here (%d reads, one\n"+
+		"after the other). That includes two writes to storage on a disk.",
+		spreadMS(r.cold), coldDelay, r.plan.cold)
+	p("\n## Reads during a refresh\n\n%d readers read a token that is due every 6 s; Autopay takes %v for each refresh. p99 during a refresh: %s ms; before and after it: %s ms;\n"+
+		"ratio %s. The slowest read took %.0f ms.",
+		r.refresh.readers, r.refresh.delay, spreadMS(r.refresh.slow), spreadMS(r.refresh.steady), spread(r.refresh.ratio, "%.2f"), ms(r.refresh.slowest))
+	p("\n## Many credentials, many mounts\n\nEach row has its own server, whose data is in memory if there is a `/dev/shm`. 8 readers go through all credentials. *Memory* is the plugin process's\n" +
+		"own (`RssAnon`) after the load. *First read* is the time from the unseal to the first token of any credential. *Periodic call* is the slowest one that\n" +
+		"Vault's `vault.rollback.attempt` shows.\n\n" +
+		"| mounts | credentials | reads/s | compared with one credential | memory MB | first read ms | of that, after Vault's first answer | periodic call ms |\n|---|---|---|---|---|---|---|---|")
 	for _, sc := range r.scale {
 		tick := "none seen"
 		if sc.tick > 0 {
@@ -188,32 +198,31 @@ the stand-in for Autopay share them. The figures are of that machine; the ratios
 		p("| %d | %s | %s | %s | %.1f | %s | %s | %s |", sc.mounts, thousands(float64(sc.names)), spreadThousands(over(sc.rounds, perSecond)),
 			spread(ratio(sc.rounds, r.scale[0].rounds, perSecond), "%.2f"), sc.memory, spreadMS(sc.unsealed), spreadMS(sc.added), tick)
 	}
-	p("\n## %v of load\n\n%d readers of %d credentials, each of which is due every 5 s: %s reads, %s refreshes. The goroutines of the plugin process, counted\n"+
-		"in its last words after a SIGQUIT: %d in a first process after %v, %d in the next one at the end.\n\n| after | reads/s | memory of the plugin MB | open files |\n|---|---|---|---|",
+	p("\n## %v of load\n\n%d readers, %d credentials that are due every 5 s: %s reads, %s refreshes. The plugin process had %d goroutines after %v and\n"+
+		"%d at the end. Medians of ten parts: %s reads/s, %s MB of memory, %d open files.",
 		short(r.soak.took), r.soak.readers, r.soak.names, thousands(float64(r.soak.reads)), thousands(float64(r.soak.refreshes)),
-		r.soak.goroutines[0], min(30*time.Second, r.soak.took/10), r.soak.goroutines[1])
-	for _, m := range r.soak.parts {
-		p("| %s | %s | %.1f | %d |", short(m.at), thousands(m.rate), m.memory, m.openFiles)
-	}
-	p("\n## In process\n\n`make gobench`: the engine without Vault and without the way to it; storage and the stand-in for Autopay are in the process.\n\n" +
+		r.soak.goroutines[0], min(30*time.Second, r.soak.took/10), r.soak.goroutines[1],
+		spreadThousands(over(r.soak.parts, func(p soakPart) float64 { return p.rate })),
+		spread(over(r.soak.parts, func(p soakPart) float64 { return p.memory }), "%.1f"),
+		over(r.soak.parts, func(p soakPart) int { return p.openFiles }).median)
+	p("\n## In process\n\n`make gobench` measures the engine alone. Storage and the stand-in for Autopay are in the same process.\n\n" +
 		"| benchmark | µs | bytes | allocations |\n|---|---|---|---|")
 	for _, g := range r.inProcess {
 		p("| %s | %s | %s | %.0f |", g.name, spread(figure[float64]{g.ns.median / 1000, g.ns.least / 1000, g.ns.most / 1000}, "%.2f"), thousands(g.bytes), g.allocs)
 	}
 	eight := r.reads[1].results[0]
 	whole := us(over(eight, vaultTime).median + over(eight, pluginTime).median + over(eight, readersTime).median)
-	p("\nOf the %.0f µs of processor time that a read takes at 8 readers, that hot read is %.1f %%. The rest is Vault, gRPC and the readers.",
+	p("\nOf the %.0f µs of CPU time that a read takes with 8 readers, the hot read is %.1f %%. The rest is Vault, gRPC and the readers.",
 		whole, r.benchmark("HotRead/credentials=1").ns.median/10/whole)
 	p("\n%s", profile)
 	return b.String()
 }
 
 // profile is what was found once; a run does not measure it again.
-const profile = "A profile of the plugin process (`perf record -g`, 8 readers) shows the rest of its time: the Go scheduler about 20 %, gRPC and\n" +
-	"HTTP/2 19 %, the SDK's handling of a request 12 %, garbage collection and stack growth 8 % each; the engine 2.6 %. With 64 readers\n" +
-	"the ratio to the ordinary plugin is lower, since its further call into Vault costs less where many are under way at once.\n" +
-	"Profile-guided optimisation changed the processor time of a read by 1 %, as much as the same build differs from itself (`TestBuilds`,\n" +
-	"which compares builds of the plugin that `BENCH_BUILDS` names), so there is no `default.pgo`."
+const profile = "A profile of the plugin process (`perf record -g`, 8 readers) shows the Go scheduler with about 20 %, gRPC and HTTP/2 with 19 %, the SDK with 12 %, garbage\n" +
+	"collection and stack growth with 8 % each, and the engine with 2.6 %. With 64 readers the advantage over the ordinary plugin is smaller, because its\n" +
+	"additional call into Vault costs less when many are under way. There is no `default.pgo`, because profile-guided optimisation changed the CPU time of a\n" +
+	"read by 1 %, as much as the same build differs from itself (`TestBuilds`)."
 
 // chart is a group of bars for each number of readers. Its colours are read on white and on black.
 func (r *report) chart() string {

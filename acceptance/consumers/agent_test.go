@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -57,51 +56,6 @@ func login(t *testing.T, s *harness.Server, dir string) string {
 		t.Fatalf("login: %v", err)
 	}
 	return secret.Auth.ClientToken
-}
-
-// startAgent runs the real agent with an example's file, in which it replaces each
-// old text, which must be there, by a new one.
-func startAgent(t *testing.T, example string, oldNew ...string) {
-	t.Helper()
-	config := string(harness.ReadFile(t, "../../examples/agent/"+example))
-	for pair := range slices.Chunk(oldNew, 2) {
-		if !strings.Contains(config, pair[0]) {
-			t.Fatalf("%s does not say %q", example, pair[0])
-		}
-		config = strings.ReplaceAll(config, pair[0], pair[1])
-	}
-	dir := t.TempDir()
-	file, logFile := filepath.Join(dir, example), filepath.Join(dir, "agent.log")
-	harness.WriteFile(t, file, []byte(config), 0o600)
-	log, err := os.Create(logFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), harness.VaultBin, "agent", "-config="+file, "-log-level=debug")
-	cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
-	cmd.Stdout, cmd.Stderr = log, log
-	harness.DieWithTests(cmd)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it ends its child, too
-		force := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() })
-		_ = cmd.Wait() // how it ends does not matter
-		force.Stop()
-		text, err := os.ReadFile(logFile)
-		if err != nil {
-			t.Error(err)
-		}
-		for _, quote := range harness.FindSecrets(text) {
-			t.Errorf("the log of Agent with %s holds %s", example, quote)
-		}
-		if t.Failed() {
-			t.Logf("Agent with %s:\n%s", example, text)
-		}
-	})
 }
 
 // holder watches a place where Agent puts the token.
@@ -261,9 +215,10 @@ func startExamples(t *testing.T, m harness.Mount, p *harness.Autopay, cred harne
 	rendered, starts, app := filepath.Join(dir, "autopay-token"), filepath.Join(dir, "starts"), filepath.Join(dir, "shop")
 	script := "#!/bin/sh\nprintf '%s\\n' \"$AUTOPAY_TOKEN\" >>'" + starts + "'\nexec sleep 600\n"
 	harness.WriteFile(t, app, []byte(script), 0o700)
-	for example, own := range map[string]string{"agent-template.hcl": rendered, "agent-exec.hcl": app} {
-		etc := appRole(t, m.Server, example, "app.hcl")
-		startAgent(t, example, agentExamples[example], own, "https://vault.example.com:8200", m.Addr, "/etc/autopay", etc)
+	for name, own := range map[string]string{"agent-template.hcl": rendered, "agent-exec.hcl": app} {
+		etc := appRole(t, m.Server, name, "app.hcl")
+		startVaultProgram(t, "agent", example(t, "agent/"+name, agentExamples[name], own,
+			"https://vault.example.com:8200", m.Addr, "/etc/autopay", etc))
 	}
 	file = watch(t, p, cred.ID, func() string {
 		text, _ := os.ReadFile(rendered) // not there yet

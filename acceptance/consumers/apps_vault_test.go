@@ -19,7 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -128,63 +128,86 @@ func (v *appVault) answered(t *testing.T, n int) {
 
 const postBody = "a body that must come again after a 401"
 
-// post serves the API as a POST. It checks the token only if the body is the right one.
-func post(t *testing.T, p *harness.Autopay) (address string) {
+// exampleAPI serves the stand-in's API as a POST. It checks the token only if the body is the right one.
+type exampleAPI struct {
+	web    *httptest.Server
+	answer atomic.Pointer[http.HandlerFunc] // instead of the stand-in's; nil for that
+}
+
+func startAPI(t *testing.T, p *harness.Autopay) *exampleAPI {
 	t.Helper()
-	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	api := &exampleAPI{}
+	api.web = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if r.Method != http.MethodPost || string(body) != postBody || err != nil {
 			w.WriteHeader(http.StatusBadRequest)
 			return
 		}
+		if answer := api.answer.Load(); answer != nil {
+			(*answer)(w, r)
+			return
+		}
 		r.Method, r.URL.Path = http.MethodGet, autopaysim.ResourcePath
 		p.ServeHTTP(w, r)
 	}))
-	t.Cleanup(api.Close)
-	return api.URL
+	t.Cleanup(api.web.Close)
+	return api
 }
 
-// exampleApp is one of examples/.
+// exampleApp is the demonstration of one language in examples/. It posts each line of its input to API_URL without waiting
+// for the others, and prints the status or the error.
 type exampleApp struct {
-	needs   []string   // programs
-	check   [][]string // commands that must succeed
-	run     []string
-	waits   bool   // makes no calls while it reads the token, because it does one thing at a time
-	spied   string // a program whose arguments, which all users of a machine can see, must hold no token
-	workers int
+	needs      [][]string // commands that fail where the example can't run
+	build, run []string
 }
 
-// available skips the test if a program is missing. In CI it fails the test.
-func (app exampleApp) available(t *testing.T) {
+// prepare builds the application. If something that it needs is missing it skips the test, and in CI fails it.
+func (app exampleApp) prepare(t *testing.T) {
 	t.Helper()
-	for _, program := range app.needs {
-		if _, err := exec.LookPath(program); err == nil {
+	for _, command := range app.needs {
+		if err := exec.CommandContext(t.Context(), command[0], command[1:]...).Run(); err == nil {
 			continue
 		}
-		message := fmt.Sprintf("%s is NOT RUN: %s is missing", t.Name(), program)
+		message := fmt.Sprintf("%s is NOT RUN: %s fails", t.Name(), strings.Join(command, " "))
 		if os.Getenv("CI") != "" {
 			t.Fatal(message)
 		}
-		fmt.Fprintf(os.Stderr, "\n*** %s\n\n", message)
 		t.Skip(message)
+	}
+	if app.build != nil {
+		if out, err := exec.CommandContext(t.Context(), app.build[0], app.build[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", app.build, err, out)
+		}
 	}
 }
 
-// process is a running exampleApp.
+// process is a running exampleApp. It gets calls to make until it is paused.
 type process struct {
 	cmd      *exec.Cmd
-	out      string   // the file that it prints to
-	vaultKey string   // the file that holds its token for Vault
-	keys     []string // all that was in it
-	args     string   // the file with the arguments of the program that is spied on; "": none is
-	ended    chan error
+	input    io.WriteCloser
+	out      string        // the file that it prints to
+	vaultKey string        // the file that holds its token for Vault
+	keys     []string      // all that was in it
+	ended    chan struct{} // closed when it has ended
+	err      error         // with which it ended
+
+	given int           // calls before the last resume
+	stop  chan struct{} // closed to pause
+	paced chan int      // calls since the last resume
 }
 
-// start runs the application against an API, with a token for Vault.
-func (app exampleApp) start(t *testing.T, m harness.Mount, v *appVault, api, key string, env ...string) *process {
+// An application gets this many calls at once, this often.
+const (
+	workers    = 2
+	callsEvery = 200 * time.Millisecond
+)
+
+// start runs the application against an API with a Vault token. It uses the credential of a name, which begins with a
+// slash, or the default one.
+func (app exampleApp) start(t *testing.T, m harness.Mount, name string, v *appVault, api *exampleAPI, key string) *process {
 	t.Helper()
 	dir := t.TempDir()
-	a := &process{out: filepath.Join(dir, "out"), vaultKey: filepath.Join(dir, "vault-token"), ended: make(chan error, 1)}
+	a := &process{out: filepath.Join(dir, "out"), vaultKey: filepath.Join(dir, "vault-token"), ended: make(chan struct{})}
 	a.giveKey(t, key)
 	out, err := os.Create(a.out)
 	if err != nil {
@@ -194,34 +217,56 @@ func (app exampleApp) start(t *testing.T, m harness.Mount, v *appVault, api, key
 
 	a.cmd = exec.CommandContext(context.Background(), app.run[0], app.run[1:]...)
 	a.cmd.Env = append(os.Environ(),
-		"VAULT_ADDR="+v.web.URL, "VAULT_TOKEN_FILE="+a.vaultKey, "AUTOPAY_MOUNT="+m.At, "API_URL="+api,
+		"VAULT_ADDR="+v.web.URL, "VAULT_TOKEN_FILE="+a.vaultKey, "API_URL="+api.web.URL,
+		"AUTOPAY_PATH="+m.At+"/token"+name, "AUTOPAY_ROTATE_PATH="+m.At+"/rotate"+name,
 		"NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1", "PYTHONDONTWRITEBYTECODE=1")
-	a.cmd.Env = append(a.cmd.Env, env...)
-	if app.spied != "" {
-		a.spy(t, app.spied)
-	}
 	a.cmd.Stdout, a.cmd.Stderr = out, out
+	if a.input, err = a.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	harness.DieWithTests(a.cmd)
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { a.ended <- a.cmd.Wait() }()
+	go func() {
+		a.err = a.cmd.Wait()
+		close(a.ended)
+	}()
 	t.Cleanup(func() { _ = a.cmd.Process.Kill() }) // if it still runs
+	a.resume()
 	return a
 }
 
-// spy has the arguments of a program that the application runs written to a file.
-func (a *process) spy(t *testing.T, program string) {
+// resume gives the application calls to make.
+func (a *process) resume() {
+	a.stop, a.paced = make(chan struct{}), make(chan int, 1)
+	go func() {
+		given := 0
+		for {
+			select {
+			case <-a.stop:
+				a.paced <- given
+				return
+			case <-time.After(callsEvery):
+				// If the application is gone, the lines that it does not print show that.
+				_, _ = io.WriteString(a.input, strings.Repeat(postBody+"\n", workers))
+				given += workers
+			}
+		}
+	}()
+}
+
+// pause stops giving calls, waits until all were made and returns all lines.
+func (a *process) pause(t *testing.T) []string {
 	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	a.args = filepath.Join(dir, "args")
-	script := fmt.Sprintf("#!/bin/sh\nprintf '%%s ' \"$@\" >>'%s'\nexec '%s' \"$@\"\n", a.args, path)
-	harness.WriteFile(t, filepath.Join(dir, program), []byte(script), 0o700)
-	a.cmd.Env = append(a.cmd.Env, "PATH="+dir+string(os.PathListSeparator)+os.Getenv("PATH"))
+	close(a.stop)
+	a.given += <-a.paced
+	var lines []string
+	harness.Eventually(t, time.Minute, "calls are not made", func() bool {
+		lines = a.lines(t)
+		return len(lines) >= a.given
+	})
+	return lines
 }
 
 // giveKey puts a token for Vault where the application finds it, as Vault Agent does.
@@ -249,33 +294,36 @@ func (a *process) calls(t *testing.T, n int) []string {
 	n += len(a.lines(t))
 	var lines []string
 	harness.Eventually(t, time.Minute, "the application makes no calls", func() bool {
+		select {
+		case <-a.ended:
+			t.Fatalf("the application has ended: %v: %q", a.err, a.lines(t))
+		default:
+		}
 		lines = a.lines(t)
 		return len(lines) >= n
 	})
 	return lines
 }
 
-// end waits until the application has ended and returns its lines, in which no token may show. If stop is set it ends the
-// application.
-func (a *process) end(t *testing.T, stop bool) []string {
+// end closes the application's input, waits until it has ended and returns its lines. There must be one for each call, and
+// no token in any.
+func (a *process) end(t *testing.T) []string {
 	t.Helper()
-	if stop {
-		_ = a.cmd.Process.Signal(syscall.SIGTERM)
-	}
+	a.pause(t)
+	_ = a.input.Close()
 	select {
-	case err := <-a.ended:
-		if err != nil {
-			t.Errorf("the application: %v", err)
+	case <-a.ended:
+		if a.err != nil {
+			t.Errorf("the application: %v", a.err)
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("the application does not end")
 	}
 	lines := a.lines(t)
-	text := []byte(strings.Join(lines, "\n"))
-	if a.args != "" {
-		args := harness.ReadFile(t, a.args)
-		text = append(text, args...)
+	if len(lines) != a.given {
+		t.Errorf("%d lines for %d calls", len(lines), a.given)
 	}
+	text := []byte(strings.Join(lines, "\n"))
 	for _, quote := range harness.FindSecrets(text) {
 		t.Errorf("the application shows %s", quote)
 	}
@@ -287,13 +335,11 @@ func (a *process) end(t *testing.T, stop bool) []string {
 	return lines
 }
 
-// allAre fails the test unless each line, which is the outcome of one call, holds all of wants.
-func allAre(t *testing.T, lines []string, wants ...string) {
+// allAre fails the test unless each line, which is the outcome of one call, is want.
+func allAre(t *testing.T, lines []string, want string) {
 	t.Helper()
-	others := slices.DeleteFunc(slices.Clone(lines), func(line string) bool {
-		return !slices.ContainsFunc(wants, func(want string) bool { return !strings.Contains(line, want) })
-	})
+	others := slices.DeleteFunc(slices.Clone(lines), func(line string) bool { return line == want })
 	if len(others) > 0 {
-		t.Errorf("%d of %d calls without %q, the first: %s", len(others), len(lines), wants, others[0])
+		t.Errorf("%d of %d calls were not answered %s, the first: %s", len(others), len(lines), want, others[0])
 	}
 }

@@ -24,12 +24,19 @@ type consulTemplate string
 
 func buildConsulTemplate(t *testing.T, modfile string) consulTemplate {
 	t.Helper()
-	bin := filepath.Join(t.TempDir(), "consultemplate")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-C", "consultemplate", "-modfile="+modfile, "-o", bin, ".")
+	return consulTemplate(buildFromConsulTemplate(t, modfile, "."))
+}
+
+// buildFromConsulTemplate builds a program with the module in consultemplate/
+// and returns the path of its binary.
+func buildFromConsulTemplate(t *testing.T, modfile, program string) string {
+	t.Helper()
+	bin := filepath.Join(t.TempDir(), "consul-template")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-C", "consultemplate", "-modfile="+modfile, "-o", bin, program)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	return consulTemplate(bin)
+	return bin
 }
 
 // wait has it read a path with a token. On failure it returns what the program says.

@@ -71,6 +71,12 @@ func TestExamplePolicies(t *testing.T) {
 			"GET token":        no,
 			"GET token/oslo":   no,
 		},
+		"metrics.hcl": {
+			"GET metrics": ok,
+			"GET token":   no,
+			"GET status":  no,
+			"GET config":  no,
+		},
 		// The token has no entity, so this policy allows nothing.
 		"parking-operators.hcl": {
 			"GET token":      no,

@@ -4,12 +4,16 @@ package release
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,36 +23,145 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestImage runs the released binary the way the Dockerfile does: as its user, in a
-// root that holds nothing but the binary and the directory for its socket. That
-// takes no container engine.
-func TestImage(t *testing.T) {
-	t.Parallel()
-	dockerfile := map[string]string{}
-	for line := range strings.Lines(string(harness.ReadFile(t, "../../Dockerfile"))) {
-		instruction, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		dockerfile[instruction] = rest // the last one of each is what counts
-	}
-	source, target, _ := strings.Cut(dockerfile["COPY"], " ")
-	var entrypoint []string
-	if err := json.Unmarshal([]byte(dockerfile["ENTRYPOINT"]), &entrypoint); err != nil {
-		t.Fatal(err)
-	}
-	user, group, _ := strings.Cut(dockerfile["USER"], ":")
-	uid, err := strconv.Atoi(user)
-	if err != nil || uid == 0 || group != user || dockerfile["FROM"] != "scratch" {
-		t.Fatalf("the image is from %s and runs as %q", dockerfile["FROM"], dockerfile["USER"])
+// registry is a container registry on loopback and crane, the client that also
+// publishes releases.
+type registry struct{ crane, address string }
+
+func startRegistry(t *testing.T) registry {
+	t.Helper()
+	r := registry{crane: filepath.Join(t.TempDir(), "crane")}
+	build := exec.CommandContext(t.Context(), "go", "build", "-C", "../../tools/release", "-o", r.crane, "github.com/google/go-containerregistry/cmd/crane")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
 	}
 
-	dist := release(t)
-	source = strings.ReplaceAll(strings.TrimPrefix(source, "dist/"), "${TARGETARCH}", runtime.GOARCH)
-	files, err := filepath.Glob(filepath.Join(dist, source))
-	if err != nil || len(files) != 1 {
-		t.Fatalf("COPY takes %v (%v), want one file", files, err)
+	serve := exec.CommandContext(t.Context(), r.crane, "registry", "serve", "--address", "127.0.0.1:0")
+	harness.DieWithTests(serve)
+	stderr, err := serve.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := serve.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = serve.Wait() }) // the test's context has killed it
+	line := firstLine(stderr)
+	port := regexp.MustCompile(`serving on port (\d+)\n$`).FindStringSubmatch(line)
+	if port == nil {
+		t.Fatalf("the registry says %q", line)
+	}
+	go func() { _, _ = io.Copy(io.Discard, stderr) }() // it logs each request
+	r.address = "127.0.0.1:" + port[1]
+	return r
+}
+
+// do runs crane and returns what it prints.
+func (r registry) do(t *testing.T, args ...string) []byte {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd := exec.CommandContext(t.Context(), r.crane, args...)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("crane %v: %v\n%s", args, err, &stderr)
+	}
+	return out
+}
+
+// firstLine returns the first line that a process prints, or what it has printed
+// after harness.StartWithin.
+func firstLine(r io.Reader) string {
+	line := make(chan string, 1)
+	go func() {
+		text, _ := bufio.NewReader(r).ReadString('\n')
+		line <- text
+	}()
+	select {
+	case text := <-line:
+		return text
+	case <-time.After(harness.StartWithin):
+		return ""
+	}
+}
+
+// imageConfig is what a container engine reads of an image.
+type imageConfig struct {
+	OS, Architecture string
+	Config           struct {
+		User       string
+		Entrypoint []string
+		Labels     map[string]string
+	}
+}
+
+// TestImage publishes the image of a release to a registry, as the release
+// workflow does, and pulls it again under both tags. What is pulled then serves
+// a token in Vault, and runs the way a container engine would run it.
+func TestImage(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	untar(t, filepath.Join(release(t), releaseImage), dir)
+	r := startRegistry(t)
+	repository := r.address + "/owner/" + harness.PluginName
+	r.do(t, "push", dir, repository+":"+sourceVersion())
+	r.do(t, "tag", repository+":"+sourceVersion(), strings.TrimPrefix(sourceVersion(), "v"))
+	r.do(t, "validate", "--remote", repository+":"+sourceVersion())
+
+	var config imageConfig
+	image := repository + ":" + strings.TrimPrefix(sourceVersion(), "v")
+	if err := json.Unmarshal(r.do(t, "config", "--platform", "linux/"+runtime.GOARCH, image), &config); err != nil {
+		t.Fatal(err)
+	}
+	if config.OS != "linux" || config.Architecture != runtime.GOARCH || config.Config.Labels["org.opencontainers.image.version"] != sourceVersion() {
+		t.Errorf("the image is %+v", config)
 	}
 	root := t.TempDir()
+	rootTar := filepath.Join(dir, "root.tar")
+	r.do(t, "export", "--platform", "linux/"+runtime.GOARCH, image, rootTar)
+	untar(t, rootTar, root)
+	binary := harness.ReadFile(t, filepath.Join(root, harness.PluginName))
+	if sum := harness.SHA256(binary); sum != harness.PluginSHA {
+		t.Errorf("the image holds the binary %s, the release is %s", sum, harness.PluginSHA)
+	}
+
+	t.Run("in Vault", func(t *testing.T) {
+		t.Parallel()
+		const file = harness.PluginName + "-image"
+		harness.WriteFile(t, filepath.Join(harness.PluginDir, file), binary, 0o755)
+		m, p := enable(t, harness.StartVault(t), file), harness.StartAutopay(t)
+		m.MustWrite(t, "config", p.NewCredential().Config())
+		if token := m.Token(t, ""); !p.Accepts(t, token.AccessToken) {
+			t.Error("Autopay does not accept the token")
+		}
+		running, err := harness.Children(m.PID())
+		if err != nil || !slices.Contains(slices.Collect(maps.Values(running)), filepath.Join(harness.PluginDir, file)) {
+			t.Errorf("Vault runs %v (%v)", running, err)
+		}
+	})
+	t.Run("in its own root", func(t *testing.T) {
+		t.Parallel()
+		runIn(t, root, config)
+	})
+}
+
+func untar(t *testing.T, archive, dir string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "tar", "-xf", archive, "-C", dir).CombinedOutput(); err != nil {
+		t.Fatalf("tar: %v\n%s", err, out)
+	}
+}
+
+// runIn starts the plugin as the user of the image, in a root that holds nothing
+// but the image and the directory for its socket, until it is ready for Vault's
+// first call. That takes no container engine.
+func runIn(t *testing.T, root string, config imageConfig) {
+	t.Helper()
+	user, group, _ := strings.Cut(config.Config.User, ":")
+	uid, err := strconv.Atoi(user)
+	if err != nil || uid == 0 || group != user {
+		t.Fatalf("the image runs as %q", config.Config.User)
+	}
 	const sockets = "/sockets"
-	harness.WriteFile(t, root+target, harness.ReadFile(t, files[0]), 0o755)
 	if err := os.Mkdir(root+sockets, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +171,7 @@ func TestImage(t *testing.T) {
 		}
 	}
 
-	cmd := exec.CommandContext(t.Context(), entrypoint[0], entrypoint[1:]...)
+	cmd := exec.CommandContext(t.Context(), config.Config.Entrypoint[0], config.Config.Entrypoint[1:]...)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Pdeathsig: syscall.SIGKILL}
 	if os.Getuid() == 0 {
@@ -87,16 +200,7 @@ func TestImage(t *testing.T) {
 		}
 		t.Fatal(err)
 	}
-	line := make(chan string, 1)
-	go func() {
-		text, _ := bufio.NewReader(stdout).ReadString('\n')
-		line <- text
-	}()
-	var handshake string
-	select {
-	case handshake = <-line:
-	case <-time.After(harness.StartWithin):
-	}
+	handshake := firstLine(stdout)
 	if found := regexp.MustCompile(`^1\|5\|unix\|` + sockets + `/plugin\d+\|grpc\|`).MatchString(handshake); !found {
 		t.Errorf("it is not ready for Vault: %q\n%s", handshake, &stderr)
 	}

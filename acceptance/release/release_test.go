@@ -21,8 +21,13 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// releaseBase is the prefix of the names of this platform's release files.
-var releaseBase = harness.PluginName + "_" + strings.TrimPrefix(sourceVersion(), "v") + "_" + runtime.GOOS + "_" + runtime.GOARCH
+var (
+	releaseName = harness.PluginName + "_" + strings.TrimPrefix(sourceVersion(), "v")
+	// releaseBase is the prefix of the names of this platform's release files.
+	releaseBase = releaseName + "_" + runtime.GOOS + "_" + runtime.GOARCH
+	// releaseImage is the container image. A release without Linux has none.
+	releaseImage = releaseName + "_image.tar"
+)
 
 // sourceVersion returns the version in the source.
 func sourceVersion() string {
@@ -62,9 +67,13 @@ func TestReleaseFiles(t *testing.T) {
 	dist := release(t)
 
 	t.Run("checksums", func(t *testing.T) {
+		files := []string{releaseBase, releaseBase + ".cdx.json", releaseBase + ".tar.gz"}
+		if runtime.GOOS == "linux" {
+			files = append([]string{releaseImage}, files...)
+		}
 		var lines []string
-		for _, suffix := range []string{"", ".cdx.json", ".tar.gz"} {
-			lines = append(lines, harness.SHA256(harness.ReadFile(t, filepath.Join(dist, releaseBase+suffix)))+"  "+releaseBase+suffix+"\n")
+		for _, file := range files {
+			lines = append(lines, harness.SHA256(harness.ReadFile(t, filepath.Join(dist, file)))+"  "+file+"\n")
 		}
 		if sums := string(harness.ReadFile(t, filepath.Join(dist, "SHA256SUMS"))); sums != strings.Join(lines, "") {
 			t.Errorf("SHA256SUMS is\n%swant\n%s", sums, strings.Join(lines, ""))
@@ -170,13 +179,7 @@ func TestReleaseVersion(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "reported version ("+sourceVersion()+")") {
 		t.Errorf("registered as v9.9.9: %v", err)
 	}
-	if err := s.Register(harness.PluginName, harness.SHA256(harness.ReadFile(t, binary)), sourceVersion()); err != nil {
-		t.Fatal(err)
-	}
-	err = s.Root().Sys().MountWithContext(t.Context(), "autopay", &api.MountInput{Type: harness.PluginName, Config: api.MountConfigInput{PluginVersion: sourceVersion()}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	m := enable(t, s, harness.PluginName)
 	mounts, err := s.Root().Sys().ListMountsWithContext(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -184,7 +187,6 @@ func TestReleaseVersion(t *testing.T) {
 	if at := mounts["autopay/"]; at.RunningVersion != sourceVersion() || at.PluginVersion != sourceVersion() {
 		t.Errorf("Vault runs %s, registered %s, want %s", at.RunningVersion, at.PluginVersion, sourceVersion())
 	}
-	m := harness.Mount{Server: s, At: "autopay"}
 	m.MustWrite(t, "config", harness.StartAutopay(t).NewCredential().Config())
 	if now := m.Read(t, "status").Data["plugin_version"]; now != sourceVersion() {
 		t.Errorf("status says %v, want %s", now, sourceVersion())
@@ -192,6 +194,21 @@ func TestReleaseVersion(t *testing.T) {
 	if _, _, text := m.Scrape(t, m.RootToken); !strings.Contains(text, `autopay_build_info{version="`+sourceVersion()+`"} 1`) {
 		t.Error("the metrics say another version")
 	}
+}
+
+// enable registers a file of the plugin directory as the released version, and
+// enables that version at autopay/.
+func enable(t *testing.T, s *harness.Server, file string) harness.Mount {
+	t.Helper()
+	sum := harness.SHA256(harness.ReadFile(t, filepath.Join(harness.PluginDir, file)))
+	if err := s.Register(file, sum, sourceVersion()); err != nil {
+		t.Fatal(err)
+	}
+	err := s.Root().Sys().MountWithContext(t.Context(), "autopay", &api.MountInput{Type: harness.PluginName, Config: api.MountConfigInput{PluginVersion: sourceVersion()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return harness.Mount{Server: s, At: "autopay"}
 }
 
 // TestReleaseRefuses builds a release in clones with a wrong tag or with changes.

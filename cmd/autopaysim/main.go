@@ -1,4 +1,4 @@
-// Command autopaysim runs a stand-in for Autopay, for demos and for integrators' own tests. See docs/autopaysim.md.
+// Command autopaysim runs a stand-in for Autopay, for demos and tests. See docs/autopaysim.md.
 package main
 
 import (
@@ -21,10 +21,10 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-const usage = `autopaysim is a stand-in for Autopay: POST /oauth/token issues tokens, GET /v1/whoami takes them,
-and /sim/... controls faults and shows counters. It holds nothing worth protecting and asks nobody for a password.
+const usage = `autopaysim is a stand-in for Autopay. POST /oauth/token issues tokens, GET /v1/whoami accepts them, and
+/sim/... controls faults and shows counters. It is a test tool: it needs no password and protects nothing.
 
-Example: start it on a free port, ban whoever asks for more than 3 tokens a day, then read one:
+Example: start it on a free port, ban clients that request more than 3 tokens a day, and request a token:
 
   autopaysim -client shop=s3cret -ban-after 3 -url-file sim.url &
   until [ -s sim.url ]; do sleep 0.1; done
@@ -55,7 +55,7 @@ func main() {
 	}
 }
 
-// run serves until ctx ends. It writes its log to stderr.
+// run serves until ctx ends. It logs to stderr.
 func run(ctx context.Context, args []string, stderr io.Writer) error {
 	set, err := parse(args, stderr)
 	if err != nil {
@@ -69,7 +69,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 			}
 		}
 	}
-	if set.urlFile != "" { // one of an earlier run would mislead who waits for it
+	if set.urlFile != "" { // an old file would mislead a script that waits for it
 		if err := os.Remove(set.urlFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -112,7 +112,7 @@ func run(ctx context.Context, args []string, stderr io.Writer) error {
 	return serve(ctx, server, listener, sim)
 }
 
-// parse reads the flags.
+// parse parses the flags.
 func parse(args []string, stderr io.Writer) (settings, error) {
 	var set settings
 	flags := flag.NewFlagSet("autopaysim", flag.ContinueOnError)
@@ -121,9 +121,9 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 		_, _ = io.WriteString(stderr, usage)
 		flags.PrintDefaults()
 	}
-	flags.StringVar(&set.listen, "listen", "127.0.0.1:0", "`address` to listen on; port 0 is a free one")
-	flags.BoolVar(&set.allowRemote, "allow-remote", false, "let -listen be more than a loopback address")
-	flags.Func("client", "a client as `id=secret`, repeatable (default demo-client=demo-secret)", func(v string) error {
+	flags.StringVar(&set.listen, "listen", "127.0.0.1:0", "`address` to listen on; port 0 picks a free one")
+	flags.BoolVar(&set.allowRemote, "allow-remote", false, "allow -listen on an address that is not loopback")
+	flags.Func("client", "a client as `id=secret`; repeatable (default demo-client=demo-secret)", func(v string) error {
 		id, secret, _ := strings.Cut(v, "=")
 		if id == "" || secret == "" {
 			return errors.New("must be id=secret")
@@ -134,19 +134,19 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 		set.sim.Clients[id] = secret
 		return nil
 	})
-	flags.DurationVar(&set.sim.Lifetime, "lifetime", 24*time.Hour, "of the tokens, in whole seconds")
-	flags.IntVar(&set.sim.BanAfter, "ban-after", 0, "`tokens` a client may get within -ban-window; one more bans it (0: no ban)")
-	flags.DurationVar(&set.sim.BanWindow, "ban-window", 24*time.Hour, "over which -ban-after counts")
-	flags.BoolVar(&set.tls, "tls", false, "serve https with a certificate made for this run")
-	flags.StringVar(&set.caOut, "ca-out", "", "write the CA certificate of -tls to this `file`, as PEM")
+	flags.DurationVar(&set.sim.Lifetime, "lifetime", 24*time.Hour, "lifetime of tokens, in whole seconds")
+	flags.IntVar(&set.sim.BanAfter, "ban-after", 0, "`tokens` that a client may get within -ban-window; one more bans it (0: no ban)")
+	flags.DurationVar(&set.sim.BanWindow, "ban-window", 24*time.Hour, "time in which -ban-after counts")
+	flags.BoolVar(&set.tls, "tls", false, "serve https with a new certificate")
+	flags.StringVar(&set.caOut, "ca-out", "", "write the CA certificate for -tls to this `file`, as PEM")
 	flags.StringVar(&set.urlFile, "url-file", "", "write the base URL to this `file` once requests are answered")
-	flags.BoolVar(&set.quiet, "quiet", false, "no log line per token request")
+	flags.BoolVar(&set.quiet, "quiet", false, "do not log token requests")
 	if err := flags.Parse(args); err != nil {
 		return settings{}, err
 	}
 	switch {
 	case flags.NArg() > 0:
-		return settings{}, errors.New("takes no arguments, only flags")
+		return settings{}, errors.New("unexpected argument: only flags are allowed")
 	case set.sim.Lifetime < time.Second:
 		return settings{}, errors.New("-lifetime must be at least 1s")
 	case set.sim.BanAfter < 0:
@@ -159,14 +159,14 @@ func parse(args []string, stderr io.Writer) (settings, error) {
 	return set, nil
 }
 
-// open listens on the address that was checked to be a loopback one, and returns the host that -listen names.
+// open listens on the address that it has checked, and returns the host that -listen names.
 func (set settings) open(ctx context.Context) (net.Listener, string, error) {
 	address, err := net.ResolveTCPAddr("tcp", set.listen)
 	if err != nil {
 		return nil, "", fmt.Errorf("-listen: %w", err)
 	}
 	if !address.IP.IsLoopback() && !set.allowRemote {
-		return nil, "", fmt.Errorf("-listen %s is open to other machines: that needs -allow-remote", set.listen)
+		return nil, "", fmt.Errorf("-listen %s is reachable from other machines, which requires -allow-remote", set.listen)
 	}
 	host, _, err := net.SplitHostPort(set.listen)
 	if err != nil {
@@ -176,7 +176,7 @@ func (set settings) open(ctx context.Context) (net.Listener, string, error) {
 	return listener, host, err
 }
 
-// serve answers until ctx ends, then lets go of what faults hold and gives what is under way 5 s.
+// serve answers until ctx ends. Then it ends the requests that faults delay, and gives the others 5 s.
 func serve(ctx context.Context, server *http.Server, listener net.Listener, sim *autopaysim.Server) error {
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(listener) }()
@@ -188,13 +188,13 @@ func serve(ctx context.Context, server *http.Server, listener net.Listener, sim 
 	sim.Close()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	if server.Shutdown(ctx) != nil { // some client opened a connection and asked nothing
+	if server.Shutdown(ctx) != nil { // a client has opened a connection without a request
 		return server.Close()
 	}
 	return nil
 }
 
-// write puts content into a file at once, so that who waits for the file finds it whole. No path: nothing to do.
+// write writes a file atomically, so that a script that waits for it finds it complete. Without a path it does nothing.
 func write(path string, content []byte) error {
 	if path == "" {
 		return nil
@@ -204,7 +204,7 @@ func write(path string, content []byte) error {
 		return err
 	}
 	_, err = tmp.Write(content)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close()) // public: an address, a CA certificate
+	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close()) // an address or a CA certificate, which are public
 	if err == nil {
 		err = os.Rename(tmp.Name(), path)
 	}

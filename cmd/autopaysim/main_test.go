@@ -20,7 +20,7 @@ import (
 // program is a run of the command under test.
 type program struct {
 	url    string
-	log    *bufio.Scanner // after the line that says it listens
+	log    *bufio.Scanner // after the line with the address
 	ended  <-chan error
 	cancel context.CancelFunc
 }
@@ -135,7 +135,7 @@ func TestRun(t *testing.T) {
 func TestRunEndsHangs(t *testing.T) {
 	t.Parallel()
 	p := launch(t, "-quiet")
-	// A connection for each request: a spare one, opened and not used, would hold up the end.
+	// One connection per request: an unused spare connection would delay the end.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.url+"/sim/fault", strings.NewReader(`{"kind":"hang"}`))
 	if err != nil {
@@ -157,7 +157,7 @@ func TestRunEndsHangs(t *testing.T) {
 		if err != nil {
 			t.Errorf("ended with %v", err)
 		}
-	case <-time.After(4 * time.Second): // less than the grace for what is under way
+	case <-time.After(4 * time.Second): // less than running requests are given
 		t.Fatal("waits for the request that hangs")
 	}
 	if got := <-status; got != 0 {
@@ -208,7 +208,7 @@ func TestRunRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithCancel(t.Context())
-			cancel() // should it serve, it ends at once and without an error
+			cancel() // if it serves, it ends at once without an error
 			err := run(ctx, test.args, io.Discard)
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("error %v, want one about %s", err, test.want)

@@ -1,4 +1,4 @@
-# Vault Agent runs the application with the token in its environment, and starts it again when that is replaced:
+# Vault Agent runs the application with the token in its environment, and restarts it when the token is replaced:
 #
 #   vault agent -config=agent-exec.hcl
 
@@ -12,13 +12,13 @@ auto_auth {
       role_id_file_path   = "/etc/autopay/role-id"
       secret_id_file_path = "/etc/autopay/secret-id"
 
-      # Kept, so that Agent can start again by itself.
+      # Keep the file so that Agent can log in again after a restart.
       remove_secret_id_file_after_reading = false
     }
   }
 }
 
-# Render access_token and never ttl: with every change of a value the application is started again.
+# Render access_token but not ttl. Agent restarts the application whenever a rendered value changes.
 env_template "AUTOPAY_TOKEN" {
   contents             = "{{ with secret \"autopay/token\" }}{{ .Data.access_token }}{{ end }}"
   error_on_missing_key = true

@@ -12,14 +12,14 @@ auto_auth {
       role_id_file_path   = "/etc/autopay/role-id"
       secret_id_file_path = "/etc/autopay/secret-id"
 
-      # Kept, so that Agent can start again by itself.
+      # Keep the file so that Agent can log in again after a restart.
       remove_secret_id_file_after_reading = false
     }
   }
 }
 
-# Render access_token and never ttl: the file then changes when the token does, and only then. It is replaced at
-# once (written beside, then renamed), so that a reader finds the old token or the new one, whole.
+# Render access_token but not ttl, so that the file changes only when the token does. Agent replaces the file in one step:
+# a reader finds the old token or the new one, never a part of either.
 template {
   contents             = "{{ with secret \"autopay/token\" }}{{ .Data.access_token }}{{ end }}"
   destination          = "/run/shop/autopay-token"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Lets Vault Agent on this host log in by AppRole, with one policy.
+# Sets up AppRole for one application on this host, with one policy.
 #
 #   approle.sh ROLE POLICY.hcl DIR [OPERATOR]
 #   approle.sh shop ../policies/app.hcl /etc/autopay
 #   approle.sh shop-oslo ../policies/parking-operators.hcl /etc/autopay oslo
 #
-# Leaves role-id and secret-id in DIR for Agent's configuration. OPERATOR becomes the metadata operator of the role's
-# identity entity, for the templated policy. VAULT_ADDR and VAULT_TOKEN are those of an administrator. Run it again for
-# a new secret-id; old ones go on until they are destroyed.
+# Writes role-id and secret-id to DIR, readable only by the user who runs the script. OPERATOR becomes the metadata
+# "operator" of the role's identity entity, for the templated policy. VAULT_ADDR and VAULT_TOKEN must be an
+# administrator's. Run it again for a new secret-id; the old ones stay valid until you destroy them.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
@@ -20,7 +20,7 @@ name=autopay-$(basename "$policy" .hcl)
 vault policy write "$name" "$policy"
 vault read sys/auth/approle >/dev/null 2>&1 || vault auth enable approle
 
-# A periodic token: Agent renews it for as long as it runs.
+# A periodic token, which Agent can renew forever.
 vault write "auth/approle/role/$role" token_policies="$name" token_period=1h
 
 umask 077

@@ -1,76 +1,54 @@
+// A demonstration of package autopay: posts each line of its input to API_URL and prints the status. With -short it uses
+// the short client.
 package main
 
 import (
-	"cmp"
+	"bufio"
 	"context"
 	"fmt"
+	"log"
 	"net/http"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
-	"time"
+
+	"github.com/hashicorp/vault/api"
+	"golang.org/x/oauth2"
+
+	"example/autopay"
 )
 
-// main calls API_URL every INTERVAL_MS, from each of WORKERS goroutines, COUNT times or until it is told to stop, and
-// prints one line for each call: the status, or what went wrong. With API_BODY it is a POST.
 func main() {
-	source, err := NewTokenSource(cmp.Or(os.Getenv("AUTOPAY_MOUNT"), "autopay"), os.Getenv("AUTOPAY_NAME"))
+	vault, err := api.NewClient(nil) // by VAULT_ADDR, VAULT_TOKEN and so on
 	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		log.Fatal(err)
 	}
-	client := &http.Client{
-		Transport: &Transport{Source: source},
-		Timeout:   time.Minute, // with the wait for Vault, if there is no token in hand
-		// A redirect could lead to another host, and the token with it.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	stopped, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-
-	interval := time.Duration(setting("INTERVAL_MS", 1000)) * time.Millisecond
-	count := setting("COUNT", 0) // 0: without end
-	var workers sync.WaitGroup
-	for range setting("WORKERS", 1) {
-		workers.Go(func() {
-			for i := 0; (count == 0 || i < count) && stopped.Err() == nil; i++ {
-				if status, err := call(context.WithoutCancel(stopped), client); err != nil {
-					fmt.Fprintln(os.Stdout, "error:", err)
-				} else {
-					fmt.Fprintln(os.Stdout, status)
-				}
-				select {
-				case <-time.After(interval):
-				case <-stopped.Done():
-				}
-			}
+	if file := os.Getenv("VAULT_TOKEN_FILE"); file != "" {
+		vault = vault.WithRequestCallbacks(func(r *api.Request) {
+			token, _ := os.ReadFile(file) // each time, for Vault Agent renews it; without it Vault refuses the request
+			r.ClientToken = strings.TrimSpace(string(token))
 		})
 	}
-	workers.Wait()
+	source := &autopay.TokenSource{Vault: vault, Path: os.Getenv("AUTOPAY_PATH"), RotatePath: os.Getenv("AUTOPAY_ROTATE_PATH")}
+	client := source.Client()
+	if len(os.Args) > 1 && os.Args[1] == "-short" {
+		client = oauth2.NewClient(context.Background(), autopay.NewTokenSource(vault, os.Getenv("AUTOPAY_PATH")))
+	}
+
+	var calls sync.WaitGroup
+	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+		body := lines.Text()
+		calls.Go(func() { fmt.Fprintln(os.Stdout, post(client, body)) })
+	}
+	calls.Wait()
 }
 
-func call(ctx context.Context, client *http.Client) (int, error) {
-	method, body := http.MethodGet, os.Getenv("API_BODY")
-	if body != "" {
-		method = http.MethodPost
-	}
-	req, err := http.NewRequestWithContext(ctx, method, os.Getenv("API_URL"), strings.NewReader(body))
+func post(client *http.Client, body string) string {
+	resp, err := client.Post(os.Getenv("API_URL"), "text/plain", strings.NewReader(body))
 	if err != nil {
-		return 0, err
+		return strings.Join(strings.Fields(err.Error()), " ")
 	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	return resp.StatusCode, resp.Body.Close()
-}
-
-func setting(name string, otherwise int) int {
-	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
-		return n
-	}
-	return otherwise
+	defer resp.Body.Close()
+	return strconv.Itoa(resp.StatusCode)
 }

@@ -1,26 +1,15 @@
-// Calls API_URL every INTERVAL_MS, from each of WORKERS loops, COUNT times or until it is told to stop, and prints one
-// line for each call: the status, or what went wrong. With API_BODY it is a POST.
-import { setTimeout as sleep } from 'node:timers/promises';
+// Posts each line of its input to API_URL, and prints the status or what went wrong.
+import { createInterface } from 'node:readline';
 
-import { TokenSource } from './tokensource.mjs';
+import { authorize } from './autopay.mjs';
 
-const { API_URL, API_BODY, INTERVAL_MS = 1000, WORKERS = 1, COUNT = 0, AUTOPAY_MOUNT, AUTOPAY_NAME } = process.env;
-const source = new TokenSource({ mount: AUTOPAY_MOUNT, name: AUTOPAY_NAME });
+const { API_URL, AUTOPAY_PATH, AUTOPAY_ROTATE_PATH } = process.env;
+const autopayFetch = authorize({ path: AUTOPAY_PATH, rotatePath: AUTOPAY_ROTATE_PATH });
 
-let stopped = false;
-for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => { stopped = true; });
-
-async function work() {
-  for (let i = 0; (!+COUNT || i < COUNT) && !stopped; i++) {
-    try {
-      const response = await source.fetch(API_URL, API_BODY && { method: 'POST', body: API_BODY });
-      await response.text();
-      console.log(response.status);
-    } catch (error) {
-      console.log('error:', error.message);
-    }
-    await sleep(+INTERVAL_MS);
+createInterface({ input: process.stdin }).on('line', async (body) => {
+  try {
+    console.log((await autopayFetch(API_URL, { method: 'POST', body })).status);
+  } catch (error) {
+    console.log(error.message.replace(/\s+/g, ' '));
   }
-}
-
-await Promise.all(Array.from({ length: WORKERS }, work));
+});

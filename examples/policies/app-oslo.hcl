@@ -1,4 +1,4 @@
-# An application: the token of the credential named oslo, and nothing else.
+# An application: the token of the credential oslo, and nothing else.
 path "autopay/token/oslo" {
   capabilities = ["read"]
 }

@@ -1,5 +1,5 @@
-# An application that may also have the token replaced, for when Autopay refuses it before its time.
-# Many that do so at once cause one request: a token younger than 60 s is kept.
+# An application that may also replace the token, for when Autopay refuses it early. Many such requests at the same time
+# cause one rotation, because a token younger than 60 seconds is kept.
 path "autopay/token" {
   capabilities = ["read"]
 }

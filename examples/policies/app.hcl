@@ -1,4 +1,4 @@
-# An application: the token of the credential without a name, and nothing else.
+# An application: the token of the default credential, and nothing else.
 path "autopay/token" {
   capabilities = ["read"]
 }

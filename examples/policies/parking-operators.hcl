@@ -1,5 +1,5 @@
-# One policy for any number of parking operators: whoever logs in reads the token that is named in the metadata of
-# its own identity entity, operator=oslo for autopay/token/oslo. Without that metadata it reads nothing.
+# One policy for all parking operators. An application reads the token that the metadata of its identity entity names:
+# operator=oslo allows autopay/token/oslo. Without that metadata it can read nothing.
 path "autopay/token/{{identity.entity.metadata.operator}}" {
   capabilities = ["read"]
 }

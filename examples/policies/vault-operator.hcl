@@ -1,4 +1,4 @@
-# Whoever runs the engine: configures, replaces tokens and watches, but reads no token and gets no secret back.
+# The operator of the engine: can configure credentials, replace tokens and read the health, but can read no token.
 path "autopay/config" {
   capabilities = ["create", "read", "update", "delete", "list"]
 }

@@ -1,46 +1,36 @@
-"""Calls API_URL every INTERVAL_MS, from each of WORKERS threads, COUNT times or until it is told to stop, and prints
-one line for each call: the status, or what went wrong. With API_BODY it is a POST.
-"""
+"""Posts each line of its input to API_URL, and prints the status or what went wrong."""
 
 import os
-import signal
-import threading
-import urllib.error
-import urllib.request
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from tokensource import TokenSource, VaultError
+import hvac
+import requests
 
-
-def work(source, stopped):
-    interval = int(os.environ.get("INTERVAL_MS", 1000)) / 1000
-    left = int(os.environ.get("COUNT", 0)) or float("inf")
-    while left > 0 and not stopped.is_set():
-        try:
-            request = urllib.request.Request(os.environ["API_URL"], os.environ.get("API_BODY", "").encode() or None)
-            with source.open(request) as response:
-                response.read()
-                line = response.status
-        except urllib.error.HTTPError as e:
-            line = e.code
-            e.close()
-        except (VaultError, OSError) as e:
-            line = f"error: {e}"
-        print(f"{line}\n", end="", flush=True)  # one write: lines of two threads do not mix
-        left -= 1
-        stopped.wait(interval)
+from autopay import AutopayAuth
 
 
-def main():
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    source = TokenSource(os.environ.get("AUTOPAY_MOUNT", "autopay"), os.environ.get("AUTOPAY_NAME", ""))
-    workers = [threading.Thread(target=work, args=(source, stopped)) for _ in range(int(os.environ.get("WORKERS", 1)))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+def agent_token(request):
+    """Takes the token for Vault from the sink of a Vault Agent, which renews it."""
+    request.headers["X-Vault-Token"] = Path(os.environ["VAULT_TOKEN_FILE"]).read_text().strip()
+    return request
 
 
-if __name__ == "__main__":
-    main()
+def post(line):
+    try:
+        status = api.post(os.environ["API_URL"], data=line.rstrip("\n"), timeout=30).status_code
+    except requests.RequestException as error:
+        status = " ".join(str(error).split())
+    print(f"{status}\n", end="", flush=True)
+
+
+vault = hvac.Client(session=requests.Session())
+if "VAULT_TOKEN_FILE" in os.environ:
+    vault.session.auth = agent_token
+api = requests.Session()
+api.auth = AutopayAuth(vault, os.environ["AUTOPAY_PATH"], os.environ.get("AUTOPAY_ROTATE_PATH"))
+
+with ThreadPoolExecutor() as threads:
+    for line in sys.stdin:
+        threads.submit(post, line)

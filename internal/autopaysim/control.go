@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-const maxLifetime = 10 * 365 * 86400 // seconds that the control API accepts
+const maxLifetime = 10 * 365 * 86400 // seconds; the most that the control API accepts
 
-// routeControl adds the control API, by which other processes do what this package's methods do.
+// routeControl adds the control API, which gives other processes what this package's methods do.
 func (s *Server) routeControl() {
 	s.mux.HandleFunc("GET /sim/stats", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, s.Stats())
@@ -48,10 +48,10 @@ func (s *Server) routeControl() {
 	},
 	) error {
 		if req.ClientID == "" {
-			return errors.New("client_id: must be given")
+			return errors.New("client_id: is required")
 		}
 		if req.ClientSecret == nil {
-			return errors.New("client_secret: must be given; an empty one removes the client")
+			return errors.New("client_secret: is required; \"\" removes the client")
 		}
 		s.SetClient(req.ClientID, *req.ClientSecret)
 		return nil
@@ -61,14 +61,15 @@ func (s *Server) routeControl() {
 	},
 	) error {
 		if req.Token == "" {
-			return errors.New("token: must be given")
+			return errors.New("token: is required")
 		}
 		s.Revoke(req.Token)
 		return nil
 	})
 }
 
-// control routes a request whose JSON body (none is {}) becomes a T, which is then applied: 204, or 400 with the field.
+// control routes a request whose JSON body (an empty one counts as {}) is a T, and applies it. The answer is 204, or
+// 400 with the field that is wrong.
 func control[T any](s *Server, pattern string, apply func(T) error) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		var req T
@@ -86,7 +87,7 @@ func control[T any](s *Server, pattern string, apply func(T) error) {
 	})
 }
 
-// describe words an error of a control request: the field, the rule, and nothing of the value.
+// describe describes a wrong control request by field and rule. It never shows the value.
 func describe(err error) string {
 	var wrongType *json.UnmarshalTypeError
 	if errors.As(err, &wrongType) {

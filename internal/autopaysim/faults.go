@@ -15,27 +15,27 @@ import (
 	"time"
 )
 
-// The kinds of a Fault. Those of the first group answer, or don't, whoever asks; those of the second answer as
-// the protocol says and spoil the answer only where it carries a token.
+// The kinds of a Fault. The first group treats all requests alike and issues no token. The second follows the
+// protocol, and changes only answers that carry a token.
 const (
 	FaultStatus     = "status"      // Status (503) with Body
 	FaultBody       = "body"        // 200 with exactly Body
-	FaultEmpty      = "empty"       // 200 with nothing
-	FaultMalformed  = "malformed"   // 200 with JSON that breaks off
+	FaultEmpty      = "empty"       // 200 without a body
+	FaultMalformed  = "malformed"   // 200 with incomplete JSON
 	FaultRedirect   = "redirect"    // 307 to Location (the token endpoint itself)
 	FaultEchoSecret = "echo_secret" // 401 with the request's client_secret in error_description
 	FaultHang       = "hang"        // no answer until the client leaves or Close
 	FaultClose      = "close"       // the connection is cut without an answer
-	FaultRefused    = "refused"     // a dial error, and no request arrives; over real HTTP the same as close
+	FaultRefused    = "refused"     // a dial error before any request; over real HTTP the same as close
 
 	FaultDelay        = "delay"          // the answer after Delay
 	FaultOverride     = "override"       // the answer with ExpiresIn, TokenType, Status or Header
-	FaultSameToken    = "same_token"     // the client's last token again, while it lives
+	FaultSameToken    = "same_token"     // the client's last token again, while it is live
 	FaultNoToken      = "no_token"       // no access_token
 	FaultWrongType    = "wrong_type"     // a token_type that is not Bearer: TokenType ("mac")
 	FaultBadMediaType = "bad_media_type" // Content-Type text/html
 	FaultHuge         = "huge"           // 2 MiB of white space, then the answer
-	FaultDrip         = "drip"           // byte by byte, Delay (1 s) between two
+	FaultDrip         = "drip"           // one byte at a time, every Delay (1 s)
 	FaultCut          = "cut"            // half of the answer, then the connection is cut
 )
 
@@ -47,21 +47,21 @@ func kinds() []string {
 	}
 }
 
-// Fault is what goes wrong at the token endpoint. The zero Fault is none.
+// Fault is a fault of the token endpoint. The zero value is none.
 type Fault struct {
 	Kind      string          `json:"kind,omitempty"`
 	Status    int             `json:"status,omitempty"`     // 200 to 599; 0: the kind's own
-	Body      string          `json:"body,omitempty"`       // for the kinds that carry no token; "": the kind's own
+	Body      string          `json:"body,omitempty"`       // for the first group; "": the kind's own
 	Header    http.Header     `json:"header,omitempty"`     // set on the answer, e.g. Retry-After
-	Delay     time.Duration   `json:"-"`                    // before any answer; "drip": between two bytes. JSON: "delay": "1.5s"
+	Delay     time.Duration   `json:"-"`                    // before any answer; for "drip" between two bytes. In JSON: "delay": "1.5s"
 	Location  string          `json:"location,omitempty"`   // of a redirect
-	ExpiresIn json.RawMessage `json:"expires_in,omitempty"` // any JSON, instead of the number; the token's life stays as it is
+	ExpiresIn json.RawMessage `json:"expires_in,omitempty"` // any JSON instead of the number; the token's real lifetime stays the same
 	TokenType string          `json:"token_type,omitempty"` // instead of Bearer
-	ClientID  string          `json:"client_id,omitempty"`  // hits only this client; "": all
-	Times     int             `json:"times,omitempty"`      // hits so many requests; 0: until cleared
+	ClientID  string          `json:"client_id,omitempty"`  // affects only this client; "": all
+	Times     int             `json:"times,omitempty"`      // affects this many requests; 0: until cleared
 }
 
-// plain is a Fault without methods, and faultJSON the same with a readable delay.
+// plain is a Fault without methods; faultJSON adds a readable delay.
 type (
 	plain     Fault
 	faultJSON struct {
@@ -70,7 +70,7 @@ type (
 	}
 )
 
-// MarshalJSON writes what UnmarshalJSON reads.
+// MarshalJSON is the inverse of UnmarshalJSON.
 func (f Fault) MarshalJSON() ([]byte, error) {
 	if f.Delay == 0 {
 		return json.Marshal(plain(f))
@@ -97,7 +97,7 @@ func (f *Fault) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// Validate returns an error that names the field that is wrong.
+// Validate returns an error that names the wrong field.
 func (f Fault) Validate() error {
 	switch {
 	case reflect.ValueOf(f).IsZero():
@@ -116,7 +116,7 @@ func (f Fault) Validate() error {
 	return nil
 }
 
-// SetFault replaces the fault at work; the zero Fault clears it. It panics where f.Validate returns an error.
+// SetFault replaces the active fault; the zero Fault clears it. It panics if f is not valid.
 func (s *Server) SetFault(f Fault) {
 	if err := f.Validate(); err != nil {
 		panic(err)
@@ -126,7 +126,7 @@ func (s *Server) SetFault(f Fault) {
 	s.fault = f
 }
 
-// takeFault returns the fault that hits a request of the client, which uses up one of its times. s.mu is held.
+// takeFault returns the fault that affects a request of the client, and counts it. The caller holds s.mu.
 func (s *Server) takeFault(clientID string) Fault {
 	f := s.fault
 	if f.ClientID != "" && f.ClientID != clientID {
@@ -140,7 +140,7 @@ func (s *Server) takeFault(clientID string) Fault {
 	return f
 }
 
-// canned returns the answer of a fault that has one ready whatever the request says.
+// canned returns the answer of a fault of the first group, which does not depend on the protocol.
 func (f Fault) canned(req tokenRequest) (answer reply, ok bool) {
 	switch f.Kind {
 	case FaultStatus:
@@ -163,7 +163,7 @@ func (f Fault) canned(req tokenRequest) (answer reply, ok bool) {
 	return answer, true
 }
 
-// shape spoils an answer that carries a token.
+// shape changes an answer that carries a token.
 func (f Fault) shape(answer tokenAnswer) reply {
 	switch f.Kind {
 	case FaultNoToken:
@@ -175,14 +175,14 @@ func (f Fault) shape(answer tokenAnswer) reply {
 		answer.ExpiresIn = f.ExpiresIn
 	}
 	answer.TokenType = cmp.Or(f.TokenType, answer.TokenType)
-	body, _ := json.Marshal(answer) //nolint:gosec // the token is the answer; no error, for f is valid
+	body, _ := json.Marshal(answer) //nolint:gosec // the token is the answer; there is no error, because f is valid
 	if f.Kind == FaultHuge {
 		body = append(bytes.Repeat([]byte(" "), 2<<20), body...)
 	}
 	return reply{cmp.Or(f.Status, http.StatusOK), body}
 }
 
-// hold keeps a request waiting as f says. It returns false where no answer is to be given.
+// hold delays a request as f says. It returns false if there must be no answer.
 func (s *Server) hold(ctx context.Context, f Fault) bool {
 	switch f.Kind {
 	case FaultHang:
@@ -193,7 +193,7 @@ func (s *Server) hold(ctx context.Context, f Fault) bool {
 	return s.wait(ctx, f.Delay) && f.Kind != FaultClose && f.Kind != FaultRefused
 }
 
-// wait takes d, or for ever where d is negative, and returns false as soon as the client leaves or s is closed.
+// wait waits for d, or without end if d is negative. It returns false as soon as the client leaves or s is closed.
 func (s *Server) wait(ctx context.Context, d time.Duration) bool {
 	if d == 0 {
 		return true
@@ -213,7 +213,7 @@ func (s *Server) wait(ctx context.Context, d time.Duration) bool {
 	return false
 }
 
-// send writes an answer, in the manner of f.
+// send writes an answer as f says.
 func (s *Server) send(w http.ResponseWriter, r *http.Request, answer reply, f Fault) {
 	header, body := w.Header(), answer.body
 	header.Set("Content-Type", "application/json")
@@ -235,14 +235,14 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, answer reply, f Fa
 		s.drip(w, r, body, cmp.Or(f.Delay, time.Second))
 		return
 	}
-	_, _ = w.Write(body) // an error: the client left
+	_, _ = w.Write(body) // on an error the client has left
 	if f.Kind == FaultCut {
 		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// drip writes a byte at a time until the client leaves.
+// drip writes one byte at a time until the client leaves.
 func (s *Server) drip(w http.ResponseWriter, r *http.Request, body []byte, pause time.Duration) {
 	for i := range body {
 		if i > 0 && !s.wait(r.Context(), pause) {
@@ -251,6 +251,6 @@ func (s *Server) drip(w http.ResponseWriter, r *http.Request, body []byte, pause
 		if _, err := w.Write(body[i : i+1]); err != nil {
 			panic(http.ErrAbortHandler)
 		}
-		_ = http.NewResponseController(w).Flush() // an error: the next write shows it
+		_ = http.NewResponseController(w).Flush() // the next write shows an error
 	}
 }

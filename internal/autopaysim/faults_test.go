@@ -16,7 +16,7 @@ type exchange struct {
 	status  int // 0: no answer
 	header  http.Header
 	body    string
-	bodyErr error // met while reading the body
+	bodyErr error // while reading the body
 }
 
 // request sends a token request to base through transport, without following redirects.
@@ -42,12 +42,12 @@ func TestFaults(t *testing.T) {
 	tests := map[string]struct {
 		fault   Fault
 		status  int    // 0: cut
-		body    string // that the body contains
-		not     string // that it does not contain
+		body    string // what the body contains
+		not     string // what it does not contain
 		header  string // "Name: value" of the answer
 		bodyErr bool
 		issued  int
-		length  int // least bytes of the body
+		length  int // minimum bytes of the body
 	}{
 		"none":            {status: 200, body: good, issued: 1, header: "Content-Type: application/json"},
 		"status":          {fault: Fault{Kind: FaultStatus}, status: 503, body: "temporarily_unavailable"},
@@ -112,7 +112,7 @@ func TestFaults(t *testing.T) {
 	}
 }
 
-// TestHangOverTCP has Close let go of a client that does not leave.
+// TestHangOverTCP checks that Close ends a request whose client does not leave.
 func TestHangOverTCP(t *testing.T) {
 	t.Parallel()
 	arrived := make(chan struct{})
@@ -210,7 +210,7 @@ func TestFaultValidate(t *testing.T) {
 	}
 }
 
-// TestDocs finds every kind of fault in the page for integrators.
+// TestDocs checks that docs/autopaysim.md lists every kind of fault.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	page, err := os.ReadFile("../../docs/autopaysim.md")

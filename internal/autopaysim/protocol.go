@@ -17,12 +17,12 @@ import (
 
 const (
 	maxBody        = 64 << 10       // bytes of a token request that are read
-	maxControlBody = 1 << 20        // and of a control request
-	keepExpired    = 24 * time.Hour // how long an expired token is remembered as one that was issued here
-	maxTokens      = 100_000        // remembered at once; beyond that the oldest are forgotten, live or not
+	maxControlBody = 1 << 20        // bytes of a control request that are read
+	keepExpired    = 24 * time.Hour // how long an expired token is still recognised
+	maxTokens      = 100_000        // at most remembered; the oldest are forgotten first, live or not
 )
 
-// token is what is known of an issued one.
+// token is an issued token.
 type token struct {
 	clientID string
 	expires  time.Time
@@ -31,7 +31,7 @@ type token struct {
 
 func (t *token) valid(now time.Time) bool { return t != nil && !t.revoked && now.Before(t.expires) }
 
-// left is the rest of the token's life at now in whole seconds, rounded down.
+// left is the token's remaining life in whole seconds, rounded down.
 func (t *token) left(now time.Time) int64 { return int64(t.expires.Sub(now) / time.Second) }
 
 type tokenRequest struct {
@@ -53,14 +53,14 @@ type errorAnswer struct {
 	Description string `json:"error_description,omitempty"`
 }
 
-// reply is a composed answer that has not been sent.
+// reply is an answer that has not been sent yet.
 type reply struct {
 	status int
 	body   []byte
 }
 
-// serveToken answers POST /oauth/token. What it decides it decides on arrival: a token whose answer is delayed,
-// or abandoned by the client, has been issued all the same.
+// serveToken answers POST /oauth/token. It decides on arrival: a token counts as issued even if its answer is
+// delayed, or the client leaves before it comes.
 func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	entry := Entry{Time: s.opts.Now(), Path: TokenPath}
 	req, problem := s.readTokenRequest(r)
@@ -97,7 +97,7 @@ func (s *Server) serveToken(w http.ResponseWriter, r *http.Request) {
 	s.send(w, r, answer, f)
 }
 
-// readTokenRequest returns the request, as much of it as can be read, and what is wrong with its form.
+// readTokenRequest returns as much of the request as can be read, and what is wrong with its form.
 func (s *Server) readTokenRequest(r *http.Request) (req tokenRequest, problem string) {
 	body, err := io.ReadAll(io.LimitReader(r.Body, maxBody))
 	if err == nil {
@@ -117,7 +117,7 @@ func (s *Server) readTokenRequest(r *http.Request) (req tokenRequest, problem st
 	return req, problem
 }
 
-// grant answers by the protocol, with a token shaped as f says where one is due. s.mu is held.
+// grant answers as the protocol says; f may change an answer with a token. The caller holds s.mu.
 func (s *Server) grant(c *client, req tokenRequest, problem string, f Fault, now time.Time) reply {
 	refuse := func(status int, code, text string) reply {
 		s.count(c, func(n *Counters) { n.Refused++ })
@@ -143,7 +143,7 @@ func (s *Server) grant(c *client, req tokenRequest, problem string, f Fault, now
 	return f.shape(answer)
 }
 
-// holds reports whether secret is the client's; it takes as long for an unknown client and for a wrong secret.
+// holds reports whether secret is the client's. It takes the same time for an unknown client as for a wrong secret.
 func (c *client) holds(secret string) bool {
 	want := ""
 	if c != nil {
@@ -153,7 +153,7 @@ func (c *client) holds(secret string) bool {
 	return subtle.ConstantTimeCompare(a[:], b[:]) == 1 && want != ""
 }
 
-// issue makes a new token the client's last, unless the client is banned or hereby gets itself banned. s.mu is held.
+// issue gives the client a new token, unless it is banned, or this request bans it. The caller holds s.mu.
 func (s *Server) issue(c *client, now time.Time) bool {
 	if s.opts.BanAfter > 0 {
 		c.recent = slices.DeleteFunc(c.recent, func(t time.Time) bool { return now.Sub(t) >= s.opts.BanWindow })

@@ -1,6 +1,6 @@
-// Package autopaysim is a stand-in for Autopay: its token endpoint, one protected resource, a fault for every
-// way a provider can fail, and a ban for those who ask for too many tokens. It runs behind any HTTP server, or
-// in-process through [Server.RoundTripper], which works inside a testing/synctest bubble.
+// Package autopaysim is a stand-in for Autopay: its token endpoint, one protected resource, a fault for every way
+// in which a provider can fail, and a ban for clients that request too many tokens. It runs behind any HTTP server,
+// or in-process through [Server.RoundTripper], which works inside a testing/synctest bubble.
 package autopaysim
 
 import (
@@ -12,68 +12,68 @@ import (
 	"time"
 )
 
-// TokenPath and ResourcePath are where the token endpoint and the protected resource answer.
+// TokenPath and ResourcePath are the paths of the token endpoint and the protected resource.
 const (
 	TokenPath    = "/oauth/token" //nolint:gosec // a path, not a credential
 	ResourcePath = "/v1/whoami"
 )
 
-// Options configure a Server. The zero value is a server for one demo client, with Autopay's own numbers.
+// Options configure a Server. The zero value is a server with one demo client and Autopay's own figures.
 type Options struct {
 	Clients   map[string]string // client ID to secret; nil: {"demo-client": "demo-secret"}
-	Audience  string            // what clients must ask for; "": "https://api.autopay.io"
-	Lifetime  time.Duration     // of the tokens, cut to whole seconds, at least one; 0: 24 h
+	Audience  string            // that clients must request; "": "https://api.autopay.io"
+	Lifetime  time.Duration     // of the tokens, truncated to whole seconds, at least one; 0: 24 h
 	Scope     string            // of the tokens; "": "customer_club"
-	BanAfter  int               // tokens a client may get within BanWindow, asking for one more bans it; 0: no ban
+	BanAfter  int               // tokens that a client may get within BanWindow; requesting one more bans it; 0: no ban
 	BanWindow time.Duration     // 0: 24 h
-	Now       func() time.Time  // nil: time.Now. The delays of faults run on real timers whatever it says
-	MaxLog    int               // log entries kept, the newest; 0: 10,000
-	OnRequest func(Entry)       // called with each log entry, by many goroutines at once; nil: nobody is told
+	Now       func() time.Time  // nil: time.Now. The delays of faults always use real timers
+	MaxLog    int               // newest log entries to keep; 0: 10,000
+	OnRequest func(Entry)       // called with each log entry, concurrently; may be nil
 }
 
-// Entry is one request to the token endpoint or the protected resource. It holds neither secret nor token.
+// Entry is one request to the token endpoint or the protected resource. It holds no secret and no token.
 type Entry struct {
 	Time     time.Time     `json:"time"`      // of arrival
 	ClientID string        `json:"client_id"` // "" unless registered: an unknown ID may be a misplaced secret
 	Path     string        `json:"path"`
-	Status   int           `json:"status"` // 0: no answer was given
+	Status   int           `json:"status"` // 0: there was no answer
 	Duration time.Duration `json:"duration_ns"`
-	Fault    string        `json:"fault,omitempty"` // the kind of the fault that hit it
+	Fault    string        `json:"fault,omitempty"` // the kind of the fault that affected it
 }
 
-// Counters count token requests, of one client or of all.
+// Counters count the token requests of one client or of all.
 type Counters struct {
-	TokenRequests int `json:"token_requests"` // that arrived, whatever became of them
+	TokenRequests int `json:"token_requests"` // that arrived, whatever the outcome
 	TokensIssued  int `json:"tokens_issued"`
-	Refused       int `json:"refused"` // answered 400, 401 or 403 by the protocol, not by a fault
-	Faulted       int `json:"faulted"` // hit by a fault
+	Refused       int `json:"refused"` // with 400, 401 or 403 by the protocol, not by a fault
+	Faulted       int `json:"faulted"` // affected by a fault
 	InFlight      int `json:"in_flight"`
 	MaxInFlight   int `json:"max_in_flight"`
 }
 
 // Stats are the counters of a server since New or Reset.
 type Stats struct {
-	Counters                             // of all clients, the unknown ones included
+	Counters                             // of all clients, including unknown ones
 	BannedClients    []string            `json:"banned_clients"` // sorted
 	ResourceRequests int                 `json:"resource_requests"`
 	ResourceRefused  int                 `json:"resource_refused"`
 	DeadTokensSeen   int                 `json:"dead_tokens_seen"` // uses of a token that was issued here and had expired
-	Clients          map[string]Counters `json:"clients"`          // by the ID of every client ever registered
+	Clients          map[string]Counters `json:"clients"`          // by ID, of every client ever registered
 }
 
-// client is one registered client. Its record outlives its removal, so that its counters do.
+// client is a registered client. It is kept after its removal, because of its counters.
 type client struct {
 	id       string
 	secret   string // "": removed
 	banned   bool
 	recent   []time.Time // when it was issued tokens, within the ban window; empty without a ban
-	last     string      // its newest token
+	last     string      // its latest token
 	counters Counters
 }
 
 // Server is the stand-in. It is an http.Handler, starts no goroutine, and is safe for concurrent use.
 type Server struct {
-	opts      Options // complete, and constant after New
+	opts      Options // with all defaults set; constant after New
 	mux       *http.ServeMux
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -88,7 +88,7 @@ type Server struct {
 	stats    Stats // without BannedClients and Clients
 }
 
-// New returns a server that is ready to answer.
+// New returns a server that is ready for requests.
 func New(opts Options) *Server {
 	if opts.Clients == nil {
 		opts.Clients = map[string]string{"demo-client": "demo-secret"}
@@ -122,7 +122,7 @@ func New(opts Options) *Server {
 // ServeHTTP answers the protocol and the control API. It panics with http.ErrAbortHandler to cut a connection.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.mux.ServeHTTP(w, r) }
 
-// Close cuts every request that a fault holds, now and later. Call it before closing the HTTP server around it.
+// Close ends every request that a fault delays, now and later. Call it before you close the HTTP server around it.
 func (s *Server) Close() { s.closeOnce.Do(func() { close(s.closed) }) }
 
 // SetClient registers a client or replaces its secret; an empty secret removes it. Its tokens stay valid.
@@ -137,7 +137,7 @@ func (s *Server) SetClient(id, secret string) {
 	c.secret = secret
 }
 
-// SetLifetime sets how long the tokens issued from now on live, as Options.Lifetime does.
+// SetLifetime sets the lifetime of the tokens issued from now on; see Options.Lifetime.
 func (s *Server) SetLifetime(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,7 +164,7 @@ func (s *Server) Banned(clientID string) bool {
 	return slices.Contains(banned, clientID) || clientID == "" && len(banned) > 0
 }
 
-// Stats returns the counters as they are now.
+// Stats returns the current counters.
 func (s *Server) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -180,7 +180,7 @@ func (s *Server) Stats() Stats {
 	return stats
 }
 
-// Log returns the newest requests, in the order they ended.
+// Log returns the newest requests, in the order in which they ended.
 func (s *Server) Log() []Entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,10 +198,10 @@ func (s *Server) Reset() {
 	}
 }
 
-// restart returns empty counters for requests that are still under way.
+// restart returns new counters that keep the requests still in flight.
 func (n Counters) restart() Counters { return Counters{InFlight: n.InFlight, MaxInFlight: n.InFlight} }
 
-// count changes the counters of all clients and of c, which is nil for an unknown one. s.mu is held.
+// count changes the totals and the counters of c (nil: unknown client). The caller holds s.mu.
 func (s *Server) count(c *client, change func(*Counters)) {
 	change(&s.stats.Counters)
 	if c != nil {
@@ -209,7 +209,7 @@ func (s *Server) count(c *client, change func(*Counters)) {
 	}
 }
 
-// record enters a request that has ended in the log.
+// record adds a finished request to the log.
 func (s *Server) record(e Entry) {
 	e.Duration = s.opts.Now().Sub(e.Time)
 	s.mu.Lock()

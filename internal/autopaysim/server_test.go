@@ -51,7 +51,7 @@ func call(t *testing.T, s *Server, method, path, body string, header ...string) 
 	return w.Code, w.Body.String()
 }
 
-// tokenBody is a good request of demo-client, changed by pairs of a field and its value.
+// tokenBody is a valid request of demo-client, changed by pairs of field and value.
 func tokenBody(t *testing.T, changes ...string) string {
 	t.Helper()
 	fields := map[string]string{
@@ -75,7 +75,7 @@ type granted struct {
 	TokenType   string `json:"token_type"`
 }
 
-// obtain gets a token that must be granted.
+// obtain requests a token, which must be granted.
 func obtain(t *testing.T, s *Server, changes ...string) granted {
 	t.Helper()
 	status, body := call(t, s, http.MethodPost, TokenPath, tokenBody(t, changes...))
@@ -117,7 +117,7 @@ func TestRefused(t *testing.T) {
 		body   string
 		media  string // "": application/json
 		status int
-		answer string // that the answer contains
+		answer string // what the answer contains
 	}{
 		"wrong secret":   {body: tokenBody(t, "client_secret", "wrong"), status: 401, answer: unauthorized},
 		"unknown client": {body: tokenBody(t, "client_id", "nobody"), status: 401, answer: unauthorized},
@@ -310,7 +310,7 @@ func TestResourceScheme(t *testing.T) {
 	}
 }
 
-// TestNothingSecret looks for secrets and tokens in all that the server tells about its requests.
+// TestNothingSecret looks for secrets and tokens in everything that the server reveals about its requests.
 func TestNothingSecret(t *testing.T) {
 	t.Parallel()
 	var told []Entry

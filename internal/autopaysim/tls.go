@@ -14,9 +14,9 @@ import (
 	"time"
 )
 
-// SelfSigned returns a server certificate for the hosts (names or addresses; none: localhost, 127.0.0.1 and ::1) and,
-// as PEM, the certificate of the one-time authority that signed it. Their dates span this century, so that they
-// are valid under any test's clock.
+// SelfSigned returns a server certificate for the hosts (names or addresses; by default localhost, 127.0.0.1 and
+// ::1), and the PEM certificate of the new authority that signed it. Both are valid for this century, and so under
+// any test's clock.
 func SelfSigned(hosts ...string) (cert tls.Certificate, caPEM []byte, err error) {
 	if len(hosts) == 0 {
 		hosts = []string{"localhost", "127.0.0.1", "::1"}
@@ -51,7 +51,7 @@ func SelfSigned(hosts ...string) (cert tls.Certificate, caPEM []byte, err error)
 	return cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw}), nil
 }
 
-// sign makes a certificate of template with a key of its own, signed by parent (parentKey nil: by itself).
+// sign returns a certificate for template with a new key, signed by parent; if parentKey is nil, by itself.
 func sign(template, parent *x509.Certificate, parentKey *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -15,7 +15,7 @@ func TestSelfSigned(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
 		hosts []string
-		dial  string // the host that the client believes to be talking to
+		dial  string // the host that the client expects
 		good  bool
 	}{
 		"name by default":        {nil, "localhost", true},

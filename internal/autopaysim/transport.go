@@ -14,20 +14,20 @@ import (
 	"syscall"
 )
 
-// RoundTripper returns a transport that runs s in-process, whatever the URL's host. A request lives in one goroutine that
-// ends with the answer's body, its closing, or the request's context. Of httptrace it calls what tells a request
-// that left from one that did not: GotConn and WroteRequest.
+// RoundTripper returns a transport that runs s in-process for any host. Each request has a goroutine, which ends when the
+// answer's body has been read or closed, or with the request's context. It calls GotConn and WroteRequest of httptrace,
+// which show whether a request was sent.
 func (s *Server) RoundTripper() http.RoundTripper { return transport{s} }
 
 type transport struct{ server *Server }
 
-// RoundTrip returns the context's error when the context ends first, io.ErrUnexpectedEOF where the connection is cut.
+// RoundTrip returns the context's error if the context ends first, and io.ErrUnexpectedEOF if the connection is cut.
 func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	var body []byte
 	if req.Body != nil {
 		var err error
 		body, err = io.ReadAll(req.Body)
-		_ = req.Body.Close() // read to its end, or broken
+		_ = req.Body.Close() // it has been read, or is broken
 		if err != nil {
 			return nil, err
 		}
@@ -50,13 +50,13 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		defer leave()
 		err := t.serve(w, r)
 		if stop(); err != nil && caller.Err() != nil {
-			err = caller.Err() // which is why the handler gave up
+			err = caller.Err() // that is why the handler gave up
 		}
 		_ = in.CloseWithError(err)
 		w.begin(0)
 	}()
 
-	<-w.begun // at the latest when the context ends, for the handler minds it
+	<-w.begun // at the latest when the context ends, because the handler watches it
 	if err := caller.Err(); err != nil {
 		leave()
 		return nil, err
@@ -73,7 +73,7 @@ func (t transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}, nil
 }
 
-// connect plays the connection: the dial error of a "refused" fault, or the trace of a request that was written.
+// connect simulates the connection: a dial error for a "refused" fault, otherwise the trace of a request that was sent.
 func (t transport) connect(req *http.Request, body []byte) error {
 	trace := httptrace.ContextClientTrace(req.Context())
 	if trace == nil {
@@ -91,16 +91,16 @@ func (t transport) connect(req *http.Request, body []byte) error {
 	return nil
 }
 
-// refuses reports whether a "refused" fault hits a token request before it arrives.
+// refuses reports whether a "refused" fault affects a token request.
 func (s *Server) refuses(body []byte) bool {
 	var req tokenRequest
-	_ = json.Unmarshal(body, &req) // what is not JSON has no client
+	_ = json.Unmarshal(body, &req) // a body that is not JSON has no client
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fault.Kind == FaultRefused && s.takeFault(req.ClientID).Kind == FaultRefused
 }
 
-// serve runs the handler and returns what the reader of the body finds at its end.
+// serve runs the handler and returns the error that the reader of the body gets at its end.
 func (t transport) serve(w *responseWriter, r *http.Request) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -111,17 +111,17 @@ func (t transport) serve(w *responseWriter, r *http.Request) (err error) {
 		}
 	}()
 	t.server.ServeHTTP(w, r)
-	w.WriteHeader(http.StatusOK) // unless the handler wrote one
+	w.WriteHeader(http.StatusOK) // if the handler has not
 	return nil
 }
 
-// responseWriter hands a handler's answer to the reader as it is written. One goroutine writes it.
+// responseWriter passes a handler's answer to the reader as it is written. One goroutine writes it.
 type responseWriter struct {
 	header http.Header
 	body   *io.PipeWriter
 	once   sync.Once
-	begun  chan struct{} // closed when status and sent are set
-	status int           // 0: cut without an answer
+	begun  chan struct{} // closed once status and sent are set
+	status int           // 0: the connection was cut without an answer
 	sent   http.Header
 }
 

@@ -26,7 +26,7 @@ func start(ctx context.Context, t *testing.T, s *Server) (*http.Response, error)
 	return s.RoundTripper().RoundTrip(req)
 }
 
-// read takes the answer to its end.
+// read reads the answer to its end.
 func read(t *testing.T, resp *http.Response) (string, error) {
 	t.Helper()
 	body, err := io.ReadAll(resp.Body)
@@ -94,7 +94,7 @@ func TestTrace(t *testing.T) {
 	}
 }
 
-// TestBubble runs faults under a fake clock. synctest fails it when a goroutine stays behind.
+// TestBubble runs faults under a fake clock. synctest fails the test if a goroutine remains.
 func TestBubble(t *testing.T) {
 	t.Parallel()
 	tests := map[string]struct {
@@ -140,7 +140,7 @@ func TestBubble(t *testing.T) {
 	}
 }
 
-// timed makes a whole exchange, given up after timeout (0: a day).
+// timed makes a whole exchange, and gives up after timeout (0: a day).
 func timed(t *testing.T, s *Server, timeout time.Duration) (time.Duration, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), cmp.Or(timeout, 24*time.Hour))
@@ -153,7 +153,7 @@ func timed(t *testing.T, s *Server, timeout time.Duration) (time.Duration, error
 	return s.opts.Now().Sub(begun), err
 }
 
-// TestAbandonedBody has readers that stop early leave no goroutine behind.
+// TestAbandonedBody checks that readers who stop early leave no goroutine behind.
 func TestAbandonedBody(t *testing.T) {
 	t.Parallel()
 	for _, kind := range []string{FaultDrip, FaultHuge, FaultOverride} {
@@ -214,7 +214,7 @@ func TestInFlight(t *testing.T) {
 	})
 }
 
-// TestIssuedBeforeTheDelay holds the server to counting a token's life from the request's arrival.
+// TestIssuedBeforeTheDelay checks that a token's life counts from the arrival of its request.
 func TestIssuedBeforeTheDelay(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

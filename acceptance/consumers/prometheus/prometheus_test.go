@@ -190,29 +190,7 @@ func TestAlertsAreOfUse(t *testing.T) {
 // TestDashboard parses all that Grafana would ask Prometheus for.
 func TestDashboard(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile(filepath.Join(examples, "dashboard.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var board struct {
-		UID, Title string
-		Panels     []struct {
-			ID      int
-			Title   string
-			Type    string
-			GridPos struct{ H, W, X, Y int }
-			Targets []struct{ Expr, RefID string }
-		}
-		Templating struct {
-			List []struct{ Name, Type, Definition string }
-		}
-		Annotations struct {
-			List []struct{ Name, Expr string }
-		}
-	}
-	if err := json.Unmarshal(text, &board); err != nil {
-		t.Fatal(err)
-	}
+	board := readDashboard(t)
 	if board.UID == "" || board.Title == "" || len(board.Panels) == 0 {
 		t.Error("the dashboard lacks uid, title or panels")
 	}
@@ -239,6 +217,10 @@ func TestDashboard(t *testing.T) {
 		}
 		if len(panel.Targets) == 0 {
 			t.Errorf("%s: asks for nothing", panel.Title)
+		}
+		// With Grafana's default interval of 15 s, $__rate_interval is too short for a scrape every 30 s.
+		if panel.Type == "timeseries" && panel.Interval != "30s" {
+			t.Errorf("%s: interval %q, want the 30s of the scrape", panel.Title, panel.Interval)
 		}
 		for _, target := range panel.Targets {
 			for _, name := range checkExpr(t, panel.Title, filled(target.Expr)) {
@@ -274,6 +256,86 @@ func TestDashboard(t *testing.T) {
 			t.Errorf("the dashboard does not show %s", name)
 		}
 	}
+}
+
+// TestDashboardValues runs queries of the dashboard in Prometheus, where they
+// must give no time below zero, and no NaN before there is anything to show.
+func TestDashboardValues(t *testing.T) {
+	t.Parallel()
+	type sample struct {
+		Labels string
+		Value  float64
+	}
+	type exprTest struct {
+		Expr     string
+		EvalTime string   `yaml:"eval_time"`
+		Want     []sample `yaml:"exp_samples"`
+	}
+	var tests []exprTest
+	for _, panel := range readDashboard(t).Panels {
+		for _, target := range panel.Targets {
+			query := filled(target.Expr)
+			switch panel.Title {
+			case "Token dies in":
+				tests = append(tests,
+					exprTest{query, "0m", []sample{{`{name="oslo"}`, 60}}},
+					exprTest{query, "3m", []sample{{`{name="oslo"}`, 0}}})
+			case "Duration of token requests":
+				tests = append(tests, exprTest{query, "0m", nil}, exprTest{query, "2m", nil})
+			}
+		}
+	}
+	if len(tests) != 6 {
+		t.Fatalf("%d tests of three queries, want 6", len(tests))
+	}
+
+	inputs := []map[string]string{{"series": `autopay_token_expiry_timestamp_seconds{name="oslo"}`, "values": "60x5"}}
+	for _, name := range []string{`sum{name="oslo"}`, `count{name="oslo"}`, `bucket{name="oslo",le="1"}`, `bucket{name="oslo",le="+Inf"}`} {
+		inputs = append(inputs, map[string]string{"series": "autopay_token_request_duration_seconds_" + name, "values": "0x5"})
+	}
+	text, err := yaml.Marshal(map[string]any{"tests": []any{map[string]any{
+		"interval": "1m", "input_series": inputs, "promql_expr_test": tests,
+	}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "dashboard.yml"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	promtool(t, dir, "test", "rules", "dashboard.yml")
+}
+
+// dashboard is what Grafana makes of the example, as far as it is tested.
+type dashboard struct {
+	UID, Title string
+	Panels     []struct {
+		ID       int
+		Title    string
+		Type     string
+		Interval string
+		GridPos  struct{ H, W, X, Y int }
+		Targets  []struct{ Expr, RefID string }
+	}
+	Templating struct {
+		List []struct{ Name, Type, Definition string }
+	}
+	Annotations struct {
+		List []struct{ Name, Expr string }
+	}
+}
+
+func readDashboard(t *testing.T) dashboard {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(examples, "dashboard.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var board dashboard
+	if err := json.Unmarshal(text, &board); err != nil {
+		t.Fatal(err)
+	}
+	return board
 }
 
 // filled puts values in for Grafana's variables.

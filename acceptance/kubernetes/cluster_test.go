@@ -1,0 +1,211 @@
+//go:build acceptance
+
+package kubernetes
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vault-plugin-secrets-autopay/acceptance/harness"
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// cluster is a Kubernetes API server with its etcd. It has no nodes and no
+// controllers: objects are kept and service accounts get tokens, but no pod runs.
+type cluster struct {
+	dir        string
+	kubeconfig string // of an administrator
+}
+
+// startWithin is ample for a start on two busy cores; 5 s is usual.
+const startWithin = time.Minute
+
+func startCluster(t *testing.T) *cluster {
+	t.Helper()
+	programs := os.Getenv("KUBERNETES_PATH")
+	if programs == "" {
+		t.Fatal("KUBERNETES_PATH is not set: run `make acceptance SUITE=kubernetes`, which builds the servers")
+	}
+	t.Setenv("PATH", programs+string(os.PathListSeparator)+os.Getenv("PATH"))
+
+	dir, err := os.MkdirTemp("", "kube") //nolint:usetesting // the path of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	c := &cluster{dir: dir, kubeconfig: filepath.Join(dir, "kubeconfig")}
+
+	cert, ca, err := autopaysim.SelfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := harness.Random(16)
+	keyFile := c.write(t, "server.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
+	certFile := c.write(t, "server.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}))
+	admins := c.write(t, "tokens.csv", []byte(admin+",admin,admin,system:masters\n"))
+
+	// Its only client finds it by the socket, so what it advertises leads nowhere.
+	etcd := "unix://" + filepath.Join(dir, "etcd.sock")
+	c.start(t, "etcd", "--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync",
+		"--listen-client-urls="+etcd, "--advertise-client-urls=http://etcd.invalid:2379",
+		"--listen-peer-urls=unix://"+filepath.Join(dir, "peer.sock"))
+
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(ca)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
+	defer client.CloseIdleConnections()
+	// Another process may take the free port first.
+	for range 5 {
+		port := freePort(t)
+		ended := c.start(t, "kube-apiserver", "--etcd-servers="+etcd,
+			"--bind-address=127.0.0.1", "--secure-port="+port, "--endpoint-reconciler-type=none",
+			"--tls-cert-file="+certFile, "--tls-private-key-file="+keyFile,
+			"--service-account-issuer=https://kubernetes.default.svc",
+			"--service-account-key-file="+certFile, "--service-account-signing-key-file="+keyFile,
+			"--service-cluster-ip-range=10.0.0.0/24", "--authorization-mode=RBAC", "--token-auth-file="+admins)
+		address := "https://127.0.0.1:" + port
+		if !ready(t, client, address, admin, ended) {
+			continue
+		}
+		c.write(t, "kubeconfig", fmt.Appendf(nil, `
+apiVersion: v1
+kind: Config
+clusters: [{name: test, cluster: {server: %q, certificate-authority-data: %q}}]
+users: [{name: admin, user: {token: %q}}]
+contexts: [{name: test, context: {cluster: test, user: admin}}]
+current-context: test
+`, address, base64.StdEncoding.EncodeToString(ca), admin))
+		return c
+	}
+	t.Fatal("kube-apiserver does not start")
+	return nil
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
+// ready reports whether the API server has come up: false when its process has
+// ended instead.
+func ready(t *testing.T, client *http.Client, address, token string, ended <-chan struct{}) bool {
+	t.Helper()
+	gone := false
+	err := harness.Poll(startWithin, func() error {
+		select {
+		case <-ended:
+			gone = true
+			return nil
+		default:
+		}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address+"/readyz", nil)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return errors.New(resp.Status)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return !gone
+}
+
+func (c *cluster) write(t *testing.T, name string, text []byte) string {
+	t.Helper()
+	return harness.WriteFile(t, filepath.Join(c.dir, name), text, 0o600)
+}
+
+// start runs a program until the test ends, and closes ended when its process
+// has. What it said is shown if the test fails.
+func (c *cluster) start(t *testing.T, program string, args ...string) (ended <-chan struct{}) {
+	t.Helper()
+	log, err := os.CreateTemp(c.dir, program+"-*.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	cmd := exec.CommandContext(context.Background(), program, args...)
+	cmd.Env = c.environment()
+	cmd.Dir = c.dir
+	cmd.Stdout, cmd.Stderr = log, log
+	harness.DieWithTests(cmd)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended does not matter
+		close(done)
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // its data goes with it
+		<-done
+		if t.Failed() {
+			text := harness.ReadFile(t, log.Name())
+			t.Logf("%s said at the end:\n%s", program, text[max(0, len(text)-4000):])
+		}
+	})
+	return done
+}
+
+func (c *cluster) environment(more ...string) []string {
+	return append([]string{"HOME=" + c.dir, "PATH=" + os.Getenv("PATH"), "KUBECONFIG=" + c.kubeconfig}, more...)
+}
+
+// kubectl runs it with something on standard input.
+func (c *cluster) kubectl(t *testing.T, stdin string, args ...string) (string, error) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "kubectl", args...)
+	cmd.Env = c.environment()
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+// must is kubectl where it has to work.
+func (c *cluster) must(t *testing.T, stdin string, args ...string) string {
+	t.Helper()
+	out, err := c.kubectl(t, stdin, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}

@@ -1,0 +1,572 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unsafe"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/helper/testhelpers/schema"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+const (
+	testID     = "test-client"
+	testSecret = "canary-secret-4711"
+)
+
+// start2000 is when a bubble's time begins.
+var start2000 = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// engine is a backend under test, with its storage, its stand-in for Autopay and
+// what it has logged. Inside a bubble it runs on the bubble's time.
+type engine struct {
+	*backend
+	t       *testing.T
+	storage *spyStorage
+	sim     *autopaysim.Server
+	view    *spyView
+	logs    *logBuffer
+	opts    options
+	level   hclog.Level         // of what is logged; the zero value is everything
+	events  logical.EventSender // nil: there is no event system
+	answers atomic.Int64        // counts the answers that were no errors
+}
+
+func newEngine(t *testing.T, sim autopaysim.Options) *engine {
+	t.Helper()
+	if sim.Clients == nil {
+		sim.Clients = map[string]string{testID: testSecret}
+	}
+	e := &engine{
+		t:       t,
+		storage: &spyStorage{},
+		sim:     autopaysim.New(sim),
+		view:    &spyView{},
+		logs:    &logBuffer{},
+	}
+	e.opts.transport = e.sim.RoundTripper()
+	t.Cleanup(e.sim.Close)
+	e.start()
+	t.Cleanup(func() { e.clean(context.Background()) })
+	return e
+}
+
+// configured returns a new engine whose default credential configure has written.
+func configured(t *testing.T, more ...any) *engine {
+	t.Helper()
+	e := newEngine(t, autopaysim.Options{})
+	e.configure("default", more...)
+	return e
+}
+
+// start makes a new backend on the same storage, as Vault does after a restart.
+func (e *engine) start() {
+	e.t.Helper()
+	b, err := newBackend(e.t.Context(), &logical.BackendConfig{
+		StorageView: e.storage,
+		System:      e.view,
+		Logger:      hclog.New(&hclog.LoggerOptions{Level: max(e.level, hclog.Trace), Output: e.logs}),
+		BackendUUID: "uuid",
+
+		EventsSender: e.events,
+	}, e.opts)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.backend = b
+	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: e.storage}); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// restart stops the backend and starts another on the same storage.
+func (e *engine) restart() {
+	e.t.Helper()
+	e.clean(e.t.Context())
+	e.start()
+}
+
+// peer starts another node on the same storage.
+func (e *engine) peer(state consts.ReplicationState) *engine {
+	e.t.Helper()
+	node := &engine{t: e.t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
+	node.view.state.Store(uint32(state))
+	node.start()
+	e.t.Cleanup(func() { node.clean(context.Background()) })
+	return node
+}
+
+// do sends a request as Vault would, existence check included.
+func (e *engine) do(ctx context.Context, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
+	e.t.Helper()
+	req := &logical.Request{Operation: op, Path: path, Data: maps.Clone(data), Storage: e.storage, MountPoint: "autopay/"}
+	if op == logical.UpdateOperation {
+		found, exists, err := e.HandleExistenceCheck(ctx, req)
+		if err != nil {
+			return nil, err
+		}
+		if found && !exists {
+			req.Operation = logical.CreateOperation
+		}
+	}
+	resp, err := e.HandleRequest(ctx, req)
+	if err != nil && strings.Contains(err.Error(), testSecret) || strings.Contains(flatten(resp), testSecret) {
+		e.t.Errorf("%s %s shows the secret: %v %s", op, path, err, flatten(resp))
+	}
+	// The first answers of each test are checked against their schema. All answers of TestModel would take a minute.
+	if err == nil && resp != nil && !resp.IsError() && e.answers.Add(1) < 300 {
+		schema.ValidateResponse(e.t, schema.GetResponseSchema(e.t, e.Route(path), req.Operation), resp, true)
+	}
+	return resp, err
+}
+
+// flatten returns everything in a response as text.
+func flatten(resp *logical.Response) string {
+	data, _ := json.Marshal(resp)
+	return string(data)
+}
+
+func (e *engine) read(path string) (*logical.Response, error) {
+	e.t.Helper()
+	return e.do(e.t.Context(), logical.ReadOperation, path, nil)
+}
+
+func (e *engine) write(path string, data map[string]any) (*logical.Response, error) {
+	e.t.Helper()
+	return e.do(e.t.Context(), logical.UpdateOperation, path, data)
+}
+
+func (e *engine) delete(path string) (*logical.Response, error) {
+	e.t.Helper()
+	return e.do(e.t.Context(), logical.DeleteOperation, path, nil)
+}
+
+// withSecret returns the fields that a creation needs.
+func withSecret() map[string]any {
+	return map[string]any{"client_id": testID, "client_secret": testSecret}
+}
+
+// configure writes a credential, which must succeed. More fields may follow in pairs.
+func (e *engine) configure(name string, more ...any) {
+	e.t.Helper()
+	data := withSecret()
+	for i := 0; i < len(more); i += 2 {
+		data[more[i].(string)] = more[i+1]
+	}
+	resp, err := e.write("config/"+name, data)
+	if err != nil || resp.IsError() {
+		e.t.Fatalf("config/%s: %v %v", name, resp, err)
+	}
+}
+
+// token reads a token that must be live at Autopay, and returns the data.
+func (e *engine) token(path string) map[string]any {
+	e.t.Helper()
+	data := e.status(path)
+	if !e.sim.Valid(data["access_token"].(string)) {
+		e.t.Fatalf("%s: a dead token was handed out: expire_time %v", path, data["expire_time"])
+	}
+	return data
+}
+
+// status reads a path that must answer, and returns the data.
+func (e *engine) status(path string) map[string]any {
+	e.t.Helper()
+	resp, err := e.read(path)
+	if err != nil || resp == nil || resp.IsError() {
+		e.t.Fatalf("%s: %v %v", path, resp, err)
+	}
+	return resp.Data
+}
+
+// wantCode returns a check of the HTTP status that a response or error becomes.
+func (e *engine) wantCode(want int) func(*logical.Response, error) {
+	return func(resp *logical.Response, err error) {
+		e.t.Helper()
+		if got := code(resp, err); got != want {
+			e.t.Errorf("got a %d, want a %d: %v %v", got, want, resp, err)
+		}
+	}
+}
+
+// wantRequests checks how many token requests reached Autopay.
+func (e *engine) wantRequests(want int) {
+	e.t.Helper()
+	if got := e.sim.Requests(""); got != want {
+		e.t.Fatalf("%d requests to Autopay, want %d", got, want)
+	}
+}
+
+// attempts returns when requests reached Autopay, counted from the bubble's start,
+// without the first n.
+func (e *engine) attempts(n int) []time.Duration {
+	var at []time.Duration
+	for _, entry := range e.sim.Log()[n:] {
+		at = append(at, entry.Time.Sub(start2000))
+	}
+	return at
+}
+
+// wantUnchanged checks that act changes neither the stored credential nor the token.
+func (e *engine) wantUnchanged(act func()) {
+	e.t.Helper()
+	config, token := e.status("config"), e.token("token")
+	stored := e.stored(configPrefix + "default")
+	act()
+	delete(token, "ttl")
+	now := e.token("token")
+	delete(now, "ttl")
+	if !maps.Equal(now, token) {
+		e.t.Errorf("the token changed: %v", now)
+	}
+	if now := e.status("config"); !maps.Equal(now, config) {
+		e.t.Errorf("the config changed: %v, was %v", now, config)
+	}
+	if e.stored(configPrefix+"default") != stored {
+		e.t.Error("the stored credential changed")
+	}
+}
+
+// stored is what storage holds at a key; "" if nothing.
+func (e *engine) stored(key string) string {
+	entry, err := e.storage.InmemStorage.Get(e.t.Context(), key)
+	if err != nil || entry == nil {
+		return ""
+	}
+	return string(entry.Value)
+}
+
+// put stores a value as another node, or damage, could have left it.
+func (e *engine) put(key, value string) {
+	e.t.Helper()
+	if err := e.storage.InmemStorage.Put(e.t.Context(), &logical.StorageEntry{Key: key, Value: []byte(value)}); err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// held counts the credentials that are kept in memory.
+func (e *engine) held() int {
+	n := 0
+	e.credentials.Range(func(any, any) bool { n++; return true })
+	return n
+}
+
+// tick is Vault's periodic call.
+func (e *engine) tick() {
+	e.t.Helper()
+	_, err := e.HandleRequest(e.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: e.storage, MountPoint: "autopay/"})
+	if err != nil {
+		e.t.Fatal(err)
+	}
+}
+
+// minute lets a minute pass, with Vault's periodic call at its end.
+func (e *engine) minute() {
+	e.t.Helper()
+	time.Sleep(time.Minute)
+	e.tick()
+	synctest.Wait()
+}
+
+// bubble runs a test in a synctest bubble, beside other tests: its time starts
+// in 2000 and passes only while everything in it waits.
+func bubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, f)
+}
+
+// runInBubble runs a named subtest in a bubble of its own, beside the others.
+func runInBubble(t *testing.T, name string, f func(t *testing.T)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) { bubble(t, f) })
+}
+
+// code is the HTTP status that a response or error becomes.
+func code(resp *logical.Response, err error) int {
+	var coded logical.HTTPCodedError
+	switch {
+	case errors.As(err, &coded):
+		return coded.Code()
+	case err != nil:
+		return http.StatusInternalServerError
+	case resp.IsError():
+		return http.StatusBadRequest
+	case resp == nil:
+		return http.StatusNotFound
+	}
+	return http.StatusOK
+}
+
+// say is the text of a failed response.
+func say(resp *logical.Response, err error) string {
+	if err == nil && resp.IsError() {
+		err = resp.Error()
+	}
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func retryAfter(status int, value string) autopaysim.Fault {
+	return autopaysim.Fault{Kind: "status", Status: status, Header: http.Header{"Retry-After": {value}}}
+}
+
+func testCA(t *testing.T) string {
+	t.Helper()
+	_, ca, err := autopaysim.SelfSigned()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(ca)
+}
+
+// spyStorage counts operations, and fails those that a test chooses.
+type spyStorage struct {
+	logical.InmemStorage
+	reads, writes atomic.Int64
+	putTakes      atomic.Int64 // nanoseconds
+	mu            sync.Mutex
+	fail          func(op, key string) error // guarded by mu; nil: nothing fails
+	after         func(op, key string) error // as fail, but the operation has been done; guarded by mu
+}
+
+func (s *spyStorage) failWith(fail func(op, key string) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = fail
+}
+
+// failOn makes one operation fail on all keys with a prefix.
+func (s *spyStorage) failOn(op, prefix string, err error) {
+	s.failWith(func(o, key string) error {
+		if o == op && strings.HasPrefix(key, prefix) {
+			return err
+		}
+		return nil
+	})
+}
+
+// failPuts makes writes fail. It counts them from 1 and asks which.
+func (s *spyStorage) failPuts(which func(n int) bool) {
+	n := 0
+	s.failWith(func(op, _ string) error {
+		if op == "put" {
+			if n++; which(n) {
+				return errors.New("disk full")
+			}
+		}
+		return nil
+	})
+}
+
+// failAfter calls after once an operation has been done. If after returns an error,
+// the operation fails with it, as if its answer had been lost.
+func (s *spyStorage) failAfter(after func(op, key string) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.after = after
+}
+
+func (s *spyStorage) check(op, key string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail == nil {
+		return nil
+	}
+	return s.fail(op, key)
+}
+
+func (s *spyStorage) done(op, key string, err error) error {
+	s.mu.Lock()
+	after := s.after
+	s.mu.Unlock()
+	if err != nil || after == nil {
+		return err
+	}
+	return after(op, key) // without the lock, because it may use the storage
+}
+
+func (s *spyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	s.reads.Add(1)
+	if err := s.check("get", key); err != nil {
+		return nil, err
+	}
+	entry, err := s.InmemStorage.Get(ctx, key)
+	return entry, s.done("get", key, err)
+}
+
+func (s *spyStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
+	s.writes.Add(1)
+	time.Sleep(time.Duration(s.putTakes.Load()))
+	if err := s.check("put", entry.Key); err != nil {
+		return err
+	}
+	return s.done("put", entry.Key, s.InmemStorage.Put(ctx, entry))
+}
+
+func (s *spyStorage) Delete(ctx context.Context, key string) error {
+	s.writes.Add(1)
+	if err := s.check("delete", key); err != nil {
+		return err
+	}
+	return s.done("delete", key, s.InmemStorage.Delete(ctx, key))
+}
+
+func (s *spyStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	s.reads.Add(1)
+	if err := s.check("list", prefix); err != nil {
+		return nil, err
+	}
+	keys, err := s.InmemStorage.List(ctx, prefix)
+	return keys, s.done("list", prefix, err)
+}
+
+// logBuffer keeps what was logged. It is safe for concurrent use.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// spyView is a system view that counts the calls back into Vault. It starts
+// as the active node of a primary cluster.
+type spyView struct {
+	logical.StaticSystemView
+	calls   atomic.Int64
+	state   atomic.Uint32
+	tainted atomic.Bool
+}
+
+func (v *spyView) ReplicationState() consts.ReplicationState {
+	v.calls.Add(1)
+	return consts.ReplicationState(v.state.Load())
+}
+
+func (v *spyView) Tainted() bool {
+	v.calls.Add(1)
+	return v.tainted.Load()
+}
+
+// spyEvents is an event system that keeps what it receives, and may fail or hang.
+type spyEvents struct {
+	mu   sync.Mutex // guards sent
+	sent []string   // type, name, data_path and modified of each event
+	all  string     // everything that events held
+	err  error
+	hang bool
+
+	hanging atomic.Int64 // events that are being sent
+}
+
+func (s *spyEvents) SendEvent(ctx context.Context, kind logical.EventType, event *logical.EventData) error {
+	if s.hang {
+		s.hanging.Add(1)
+		defer s.hanging.Add(-1)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	words := []string{string(kind)}
+	for _, key := range []string{"name", logical.EventMetadataDataPath, logical.EventMetadataModified} {
+		words = append(words, event.Metadata.Fields[key].GetStringValue())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sent = append(s.sent, strings.Join(words, " "))
+	s.all += event.String()
+	return s.err
+}
+
+// take returns the events since the last call.
+func (s *spyEvents) take() []string {
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sent := s.sent
+	s.sent = nil
+	slices.Sort(sent) // each is sent by a goroutine of its own
+	return sent
+}
+
+// steppedClock is a clock whose wall time can be set, while its monotonic time
+// goes on. The zero value shows the bubble's time.
+type steppedClock struct{ step atomic.Int64 }
+
+func (c *steppedClock) set(step time.Duration) { c.step.Store(int64(step)) }
+
+func (c *steppedClock) now() time.Time {
+	now := time.Now()
+	return clockReading(now.Add(time.Duration(c.step.Load())), now.Sub(start2000))
+}
+
+// stepClock restarts the engine with a clock that the test sets.
+func (e *engine) stepClock() *steppedClock {
+	e.t.Helper()
+	clock := new(steppedClock)
+	e.opts.now = clock.now
+	e.restart()
+	return clock
+}
+
+// clockReading returns what time.Now would at a wall time and a monotonic reading.
+// Package time offers no way to make one, so this relies on the layout of time.Time
+// (time/time.go), which TestClockReading checks.
+func clockReading(wall time.Time, monotonic time.Duration) time.Time {
+	const hasMonotonic, nsecShift = 1 << 63, 30
+	since1885 := wall.Unix() - time.Date(1885, 1, 1, 0, 0, 0, 0, time.UTC).Unix()
+	t := struct {
+		wall uint64
+		ext  int64
+		loc  *time.Location
+	}{hasMonotonic | uint64(since1885)<<nsecShift | uint64(wall.Nanosecond()), int64(monotonic), nil}
+	return *(*time.Time)(unsafe.Pointer(&t))
+}
+
+func TestClockReading(t *testing.T) {
+	t.Parallel()
+	wall := start2000.Add(1234567 * time.Millisecond)
+	a, b := clockReading(wall, time.Minute), clockReading(wall.Add(time.Hour), 3*time.Minute)
+	if !a.Round(0).Equal(wall) || b.Round(0).Sub(a.Round(0)) != time.Hour || b.Sub(a) != 2*time.Minute {
+		t.Errorf("%s and %s: time.Time does not have the layout that this test relies on", a, b)
+	}
+}
+
+// on restarts the engine on other storage.
+func (e *engine) on(storage logical.Storage) {
+	e.t.Helper()
+	e.clean(e.t.Context())
+	b, err := newBackend(e.t.Context(), &logical.BackendConfig{StorageView: storage, System: e.view, Logger: e.Logger(), BackendUUID: "uuid"}, e.opts)
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	e.backend = b
+	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: storage}); err != nil {
+		e.t.Fatal(err)
+	}
+}

@@ -1,0 +1,4 @@
+# Prometheus: the metrics, and nothing else. They hold no secret and no token.
+path "autopay/metrics" {
+  capabilities = ["read"]
+}

@@ -1,4 +1,0 @@
-# For Prometheus: the series, and nothing else. They hold no secret and no token.
-path "autopay/metrics" {
-  capabilities = ["read"]
-}

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# curl with the token that Vault holds, for scripts and cron: autopay-curl.sh [OPTION…] https://api.autopay.io/…
+# It exits with a code other than 0 if Vault or the API refuses. Neither token is in the arguments of a program.
+set -euo pipefail
+
+vault_token=${VAULT_TOKEN-$(cat "$VAULT_TOKEN_FILE")} # the file is the sink of a Vault Agent
+token=$(curl -sS --fail-with-body --retry 3 --max-time 30 -H @<(printf 'X-Vault-Token: %s' "$vault_token") \
+  "$VAULT_ADDR/v1/${AUTOPAY_PATH:-autopay/token}" |
+  jq -rs 'last | .data.access_token // error((.errors // ["no token"]) | join("; "))')
+curl -sS --fail-with-body -H @<(printf 'Authorization: Bearer %s' "$token") "$@"

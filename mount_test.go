@@ -1,0 +1,114 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+// TestUnknownNamesLeaveNoTrace is about readers whose policy ends in a wildcard, and
+// about keys that other nodes change: names that are not configured cost no memory,
+// no write and no request.
+func TestUnknownNamesLeaveNoTrace(t *testing.T) {
+	t.Parallel()
+	for name, ask := range map[string]struct {
+		op   logical.Operation
+		path string
+		code int
+	}{
+		"token":          {logical.ReadOperation, "token/", http.StatusBadRequest},
+		"status":         {logical.ReadOperation, "status/", http.StatusNotFound},
+		"config read":    {logical.ReadOperation, "config/", http.StatusNotFound},
+		"rotate":         {logical.UpdateOperation, "rotate/", http.StatusBadRequest},
+		"config delete":  {logical.DeleteOperation, "config/", http.StatusNotFound}, // of the SDK's nil; a 204 in Vault
+		"refused create": {logical.UpdateOperation, "config/", http.StatusBadRequest},
+		"invalidation":   {"", "token/", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := configured(t)
+			e.token("token")
+			reads, writes := e.storage.reads.Load(), e.storage.writes.Load()
+			for i := range 10_000 {
+				name := fmt.Sprintf("%s%d", strings.Repeat("x", 100), i)
+				if ask.op == "" {
+					e.InvalidateKey(t.Context(), ask.path+name)
+					continue
+				}
+				resp, err := e.do(t.Context(), ask.op, ask.path+name, nil)
+				if code(resp, err) != ask.code {
+					t.Fatalf("%s%s: %v %v", ask.path, name, resp, err)
+				}
+			}
+			if n := e.held(); n != 1 {
+				t.Errorf("%d credentials in memory, want 1", n)
+			}
+			if n := e.storage.writes.Load() - writes; n != 0 {
+				t.Errorf("%d writes to storage", n)
+			}
+			if n := e.storage.reads.Load() - reads; n > 4*10_000 {
+				t.Errorf("%d reads of storage for 10,000 requests", n)
+			}
+			e.wantRequests(1)
+		})
+	}
+}
+
+func TestLoadSkipsWhatCannotBeRead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("aaa")
+		e.configure("bbb")
+		e.clean(t.Context())
+		e.storage.failOn("get", "config/aaa", errors.New("cipher: message authentication failed"))
+		e.start()
+		time.Sleep(18*time.Hour + time.Minute)
+		for range 10 {
+			e.minute()
+		}
+		e.wantRequests(3)
+		if n := strings.Count(e.logs.String(), "can't be loaded"); n != 1 {
+			t.Errorf("%d log lines, want one", n)
+		}
+	})
+}
+
+func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.clean(t.Context())
+		e.storage.failOn("get", "config/", errors.New("no quorum"))
+		e.start()
+		e.minute()
+		e.storage.failWith(nil)
+		e.tick()
+		time.Sleep(18*time.Hour + time.Minute)
+		e.wantRequests(2)
+	})
+}
+
+// TestLoadOfADeletedCredential: a name is deleted while the names are read.
+func TestLoadOfADeletedCredential(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.clean(t.Context())
+		e.storage.failAfter(func(op, _ string) error {
+			if op == "list" {
+				return e.storage.InmemStorage.Delete(t.Context(), "config/default")
+			}
+			return nil
+		})
+		e.start()
+		e.minute()
+		if strings.Contains(e.logs.String(), "can't be loaded") {
+			t.Errorf("logs:\n%s", e.logs)
+		}
+	})
+}

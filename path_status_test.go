@@ -1,0 +1,67 @@
+package main
+
+import (
+	"maps"
+	"testing"
+	"time"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+func TestStatus(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false, "token_request_limit", 2)
+		want := map[string]any{
+			"state": "pending", "expire_time": nil, "last_vault_rotation": nil, "next_rotation": nil, "next_rotation_reason": "",
+			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,
+			"token_requests_24h": 0, "token_request_limit": 2, "plugin_version": version,
+		}
+		check := func(change map[string]any) {
+			t.Helper()
+			maps.Copy(want, change)
+			if got := e.status("status"); !maps.Equal(got, want) {
+				t.Errorf("got  %v\nwant %v", got, want)
+			}
+		}
+		check(nil)
+		e.token("token")
+		check(map[string]any{
+			"state": "ok", "expire_time": "2000-01-02T00:00:00Z", "last_vault_rotation": "2000-01-01T00:00:00Z",
+			"next_rotation": "2000-01-01T18:00:00Z", "next_rotation_reason": "lifetime", "token_requests_24h": 1,
+		})
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
+		time.Sleep(18*time.Hour + time.Second)
+		check(map[string]any{
+			"state": "degraded", "last_error": "Autopay refused the credential (401): temporarily_unavailable: simulated fault",
+			"last_error_time": "2000-01-01T18:00:00Z", "consecutive_failures": 1,
+			"next_attempt": "2000-01-01T18:05:00Z", "next_rotation": "2000-01-01T18:05:00Z", "next_rotation_reason": "retry",
+		})
+		e.sim.SetFault(autopaysim.Fault{})
+		time.Sleep(5 * time.Minute)
+		check(map[string]any{
+			"state": "ok", "expire_time": "2000-01-02T18:05:00Z", "last_vault_rotation": "2000-01-01T18:05:00Z",
+			"next_rotation": "2000-01-02T12:05:00Z", "next_rotation_reason": "lifetime", "token_requests_24h": 2,
+			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,
+		})
+		calls, reads := e.view.calls.Load(), e.storage.reads.Load()
+		check(nil)
+		if e.storage.reads.Load() != reads || e.view.calls.Load() != calls+1 { // the framework's own
+			t.Errorf("a status costs %d storage reads and %d calls", e.storage.reads.Load()-reads, e.view.calls.Load()-calls)
+		}
+	})
+}
+
+// TestStatusAtTheLimit: the wait after a failure ends before the limit allows another
+// request.
+func TestStatusAtTheLimit(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "token_request_limit", 2)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		time.Sleep(18*time.Hour + 11*time.Second)
+		e.configure("default", "token_request_limit", 2, "request_timeout", 20) // an hour's wait at most
+		got := e.status("status")
+		if want := "2000-01-02T00:00:00Z"; got["next_attempt"] != want || got["next_rotation"] != want || got["consecutive_failures"] != 1 {
+			t.Errorf("got %v, want the next attempt at %s", got, want)
+		}
+	})
+}

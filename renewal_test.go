@@ -1,0 +1,209 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.storage.failPuts(func(n int) bool { return n > 1 })
+		e.token("token") // unsaved
+		e.storage.failOn("put", "config/", errors.New("disk full"))
+		e.sim.SetClient("second", testSecret)
+		for range 5 {
+			if _, err := e.write("config", map[string]any{"client_id": "second"}); err == nil {
+				t.Fatal("the config was stored")
+			}
+		}
+		e.storage.failWith(nil)
+		e.tick()
+		synctest.Wait()
+		if e.sim.Requests("") != e.status("status")["token_requests_24h"] {
+			t.Errorf("%d requests, %v in the ledger", e.sim.Requests(""), e.status("status")["token_requests_24h"])
+		}
+	})
+}
+
+// TestAFailedVerificationIsNotRepeatedAtOnce: Vault's clients repeat a write that was
+// answered with a 5xx.
+func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
+		for range 3 {
+			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_secret": "x"}))
+			time.Sleep(time.Second)
+		}
+		e.wantRequests(2)
+		e.sim.SetFault(autopaysim.Fault{})
+		if resp, err := e.write("config", map[string]any{"client_id": "unknown"}); code(resp, err) != http.StatusBadRequest { // other settings
+			t.Fatal(resp, err)
+		}
+		time.Sleep(verifySpacing)
+		e.sim.SetClient(testID, "x")
+		if resp, err := e.write("config", map[string]any{"client_secret": "x"}); err != nil || resp.IsError() {
+			t.Fatal(resp, err)
+		}
+	})
+}
+
+func TestFailedDeleteCanBeRepeated(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.storage.failOn("delete", "token/", errors.New("disk full"))
+		_, err := e.delete("config")
+		if err == nil {
+			t.Error("no error")
+		}
+		e.storage.failWith(nil)
+		_, err = e.delete("config")
+		got, _ := e.storage.Get(t.Context(), "token/default")
+		if err != nil || got != nil {
+			t.Error("token stays in storage after a 204", err)
+		}
+	})
+}
+
+// TestFailedWritesMayHaveBeenDone loses the answer of storage: memory must show
+// what storage holds.
+func TestFailedWritesMayHaveBeenDone(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		op   logical.Operation
+		data map[string]any
+		key  string // whose answer is lost
+		path string // of the read that shows it
+		want map[string]any
+	}{
+		"config, verify=false": {logical.UpdateOperation, map[string]any{"client_id": "b", "verify": false}, "config/", "config", map[string]any{"client_id": "b"}},
+		"config, verified":     {logical.UpdateOperation, map[string]any{"client_id": "b"}, "config/", "config", map[string]any{"client_id": "b"}},
+		"delete, the token":    {logical.DeleteOperation, nil, "token/", "status", map[string]any{"state": "pending"}},
+		"delete, the config":   {logical.DeleteOperation, nil, "config/", "status", nil},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetClient("b", testSecret)
+			e.configure("default")
+			e.storage.failAfter(func(op, key string) error {
+				if op != "get" && strings.HasPrefix(key, test.key) {
+					return errors.New("the answer is lost")
+				}
+				return nil
+			})
+			e.wantCode(http.StatusInternalServerError)(e.do(t.Context(), test.op, "config", test.data))
+			e.storage.failAfter(nil)
+			resp, err := e.read(test.path)
+			if err != nil || (resp == nil) != (test.want == nil) {
+				t.Fatal(resp, err)
+			}
+			for field, want := range test.want {
+				if got := resp.Data[field]; got != want {
+					t.Errorf("%s is %v, want %v", field, got, want)
+				}
+			}
+		})
+	}
+}
+
+// TestDamageStaysAfterARefusedWrite: a refused creation over a damaged config does
+// not hide the damage.
+func TestDamageStaysAfterARefusedWrite(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.put("config/default", "{")
+	data := withSecret()
+	data["client_secret"] = "wrong"
+	e.wantCode(http.StatusBadRequest)(e.write("config", data))
+	e.wantCode(http.StatusInternalServerError)(e.read("status"))
+}
+
+func TestLedgerOutlivesFailedCreations(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		for i := range 10 {
+			resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": fmt.Sprint("s", i), "token_request_limit": 3})
+			if code(resp, err) != http.StatusServiceUnavailable {
+				t.Error(resp, err)
+			}
+		}
+		e.wantRequests(3)
+	})
+}
+
+// TestUnverifiedWriteKeepsWhatIsUnsaved: the removal of a request from the ledger
+// could not be stored. It is stored later, though the settings have changed since.
+func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(retryAfter(503, "3600"))
+		e.storage.failPuts(func(n int) bool { return n == 2 }) // the first is the ledger with the request
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
+		e.storage.failWith(nil)
+		e.configure("default", "request_timeout", 20, "verify", false)
+		e.minute()
+		e.restart()
+		if used := e.status("status")["token_requests_24h"]; used != 1 {
+			t.Errorf("%v requests in the ledger, want 1", used)
+		}
+	})
+}
+
+// TestTimerIsSetAgain: the clock was ahead when the timer was set, so the timer goes
+// off too early. Nobody reads and no tick comes.
+func TestTimerIsSetAgain(t *testing.T) {
+	t.Parallel()
+	for name, dead := range map[string]bool{"with a live token": false, "without one": true} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			clock := e.stepClock()
+			e.configure("default")
+			at := 18 * time.Hour
+			if dead {
+				e.sim.SetFault(retryAfter(503, "3600"))
+				at = 24 * time.Hour // the 7th attempt has just failed
+				time.Sleep(at + time.Second)
+				e.sim.SetFault(autopaysim.Fault{})
+				at += time.Hour
+			}
+			requests := e.sim.Requests("")
+			clock.set(30 * time.Minute)
+			e.configure("default", "request_timeout", 20) // sets the timer
+			clock.set(0)
+			time.Sleep(time.Until(start2000.Add(at - time.Second)))
+			e.wantRequests(requests)
+			time.Sleep(2 * time.Second)
+			e.wantRequests(requests + 1)
+		})
+	}
+}
+
+// TestUnsentRequestIsRemovedFromTheLedger: the ledger was stored, but the answer of
+// storage was lost, so the request was not sent.
+func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
+		time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
+		e.storage.failAfter(func(string, string) error { return errors.New("the answer is lost") })
+		e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
+		e.storage.failAfter(nil)
+		e.minute()
+		e.restart()
+		if used := e.status("status")["token_requests_24h"]; used != 1 {
+			t.Errorf("%v requests in the ledger, want 1", used)
+		}
+	})
+}

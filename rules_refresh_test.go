@@ -1,0 +1,435 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.token("token")
+		synctest.Wait() // loading is over
+		reads, writes, calls := e.storage.reads.Load(), e.storage.writes.Load(), e.view.calls.Load()
+		for range 1000 {
+			e.token("token")
+			e.token("token/default")
+		}
+		if r, w, c := e.storage.reads.Load(), e.storage.writes.Load(), e.view.calls.Load(); r != reads || w != writes || c != calls {
+			t.Errorf("2000 cached reads made %d storage reads, %d writes and %d calls into Vault", r-reads, w-writes, c-calls)
+		}
+		e.wantRequests(1)
+
+		// While a refresh hangs, readers get the live token at once.
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
+		time.Sleep(18 * time.Hour)
+		synctest.Wait()
+		begun := time.Now()
+		var wg sync.WaitGroup
+		for range 200 {
+			wg.Go(func() {
+				if ttl := e.token("token")["ttl"]; ttl != int64(5) {
+					t.Errorf("ttl %v while the refresh is under way, want 5", ttl)
+				}
+			})
+		}
+		wg.Wait()
+		if waited := time.Since(begun); waited > 0 {
+			t.Errorf("readers of a live token waited %s", waited)
+		}
+		time.Sleep(6 * time.Second) // a consumer comes back at ttl + 1 s
+		if rotated := e.token("token")["last_vault_rotation"]; rotated != "2000-01-01T18:00:00Z" {
+			t.Errorf("last_vault_rotation %v, want that of the refresh", rotated)
+		}
+		e.wantRequests(2)
+	})
+}
+
+func TestRule2OneRequestInFlight(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.wantRequests(0)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second, Times: 1})
+
+		// The first reader leaves after a second, which does not cancel the request.
+		first, leave := context.WithTimeout(t.Context(), time.Second)
+		defer leave()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			resp, err := e.do(first, logical.ReadOperation, "token", nil)
+			if code(resp, err) != http.StatusServiceUnavailable || time.Since(start2000) != time.Second {
+				t.Errorf("the reader with a deadline of 1 s got %v %v after %s", resp, err, time.Since(start2000))
+			}
+		})
+		synctest.Wait()
+		for range 200 {
+			wg.Go(func() { e.token("token") })
+		}
+		wg.Go(e.tick)
+		wg.Go(func() {
+			if _, err := e.write("rotate", nil); err != nil {
+				t.Errorf("rotate: %v", err)
+			}
+		})
+		wg.Wait()
+		e.wantRequests(1)
+		if most := e.sim.Stats().MaxInFlight; most != 1 {
+			t.Errorf("%d requests in flight at once", most)
+		}
+	})
+}
+
+func TestRule3RefreshBeforeExpiry(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		lifetime time.Duration
+		readers  bool
+		requests int
+	}{
+		"24 h tokens, a reader every second": {24 * time.Hour, true, 2},
+		"10 h tokens, a reader every second": {10 * time.Hour, true, 4},
+		"24 h tokens, no reader":             {24 * time.Hour, false, 2},
+		"10 h tokens, no reader":             {10 * time.Hour, false, 4},
+		"10 min tokens, a reader per second": {10 * time.Minute, true, 100}, // and the limit is reached
+		"one hour tokens, a reader a second": {time.Hour, true, 32},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
+			e.configure("default")
+			for second := range 24*3600 - 1 {
+				if test.readers {
+					resp, err := e.read("token")
+					switch {
+					case err == nil && !e.sim.Valid(resp.Data["access_token"].(string)):
+						t.Fatalf("a dead token after %d s", second)
+					case err != nil && e.sim.Requests("") < 100:
+						t.Fatalf("no token after %d s: %v", second, err)
+					}
+				}
+				if test.readers && second%60 == 59 { // without readers, the timer is on its own
+					e.tick()
+				}
+				time.Sleep(time.Second - time.Nanosecond)
+				synctest.Wait()
+				time.Sleep(time.Nanosecond)
+			}
+			e.wantRequests(test.requests)
+		})
+	}
+}
+
+func TestRule3TickIsTheWatchdog(t *testing.T) {
+	t.Parallel()
+	runInBubble(t, "it obtains the first token", func(t *testing.T) {
+		e := configured(t, "verify", false)
+		time.Sleep(time.Minute)
+		e.wantRequests(0)
+		e.tick()
+		synctest.Wait()
+		e.wantRequests(1)
+	})
+	runInBubble(t, "it returns at once while Autopay hangs", func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		begun := time.Now()
+		e.tick()
+		if took := time.Since(begun); took > 0 {
+			t.Errorf("the tick took %s", took)
+		}
+	})
+	runInBubble(t, "a few refreshes run at a time, and one with a reader jumps the queue", func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		for i := range 60 {
+			e.configure(fmt.Sprintf("n%d", i), "verify", false)
+		}
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		e.tick()
+		synctest.Wait()
+		e.wantRequests(8)
+		var wg sync.WaitGroup
+		for i := range 60 {
+			wg.Go(func() { e.token(fmt.Sprintf("token/n%d", i)) })
+		}
+		wg.Wait()
+		if waited := time.Since(start2000); waited > 5*time.Second {
+			t.Errorf("readers waited %s for requests of 5 s", waited)
+		}
+		e.wantRequests(60)
+	})
+	runInBubble(t, "it does nothing on a mount that is being disabled", func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.view.tainted.Store(true)
+		e.tick()
+		synctest.Wait()
+		e.wantRequests(0)
+	})
+}
+
+// TestThirtyQuietDays counts the requests of 30 days without any trouble.
+func TestThirtyQuietDays(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		for range 30 * 24 * 60 {
+			if _, err := e.do(t.Context(), logical.ReadOperation, "token", nil); err != nil {
+				t.Fatal(err)
+			}
+			e.minute()
+		}
+		e.wantRequests(41)
+	})
+}
+
+func TestRule4OnlyLiveTokensAreHandedOut(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct{ lifetime, margin time.Duration }{
+		"24 h":  {24 * time.Hour, 30 * time.Second},
+		"5 min": {5 * time.Minute, 15 * time.Second},
+		"20 s":  {20 * time.Second, time.Second},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
+			// The answer takes 300 ms: the lifetime counts from before the request.
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 300 * time.Millisecond, Times: 1})
+			e.configure("default")
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500})
+			end := start2000.Add(test.lifetime - test.margin)
+			time.Sleep(time.Until(end) - time.Nanosecond)
+			e.token("token")
+			time.Sleep(time.Nanosecond)
+			e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		})
+	}
+	runInBubble(t, "dead on arrival", func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{Lifetime: 4 * time.Second})
+		e.configure("default", "verify", false)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		resp, err := e.read("token")
+		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "expired when it arrived") {
+			t.Errorf("got %v %v", resp, err)
+		}
+		if used := e.status("status")["token_requests_24h"]; used != 1 {
+			t.Errorf("%v requests in the ledger, want 1: Autopay did issue a token", used)
+		}
+	})
+}
+
+// TestClockSteps sets the wall clock forward and back under a live token. No dead
+// token is served, and steps cost few requests.
+func TestClockSteps(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		step    time.Duration
+		restart bool // after the step
+		down    bool // Autopay is, from the step on
+		most    int  // requests in the end
+	}{
+		"an hour forward":                 {time.Hour, false, false, 3},
+		"an hour forward, restarted":      {time.Hour, true, false, 3},
+		"an hour forward in an outage":    {time.Hour, false, true, 1},
+		"an hour back":                    {-time.Hour, false, false, 2},
+		"an hour back, restarted":         {-time.Hour, true, false, 3},
+		"an hour back in an outage":       {-time.Hour, false, true, 1},
+		"an hour back, restarted, in one": {-time.Hour, true, true, 1},
+		"a month forward":                 {720 * time.Hour, false, false, 3},
+		"a month back":                    {-720 * time.Hour, false, false, 2},
+		"a month back, restarted":         {-720 * time.Hour, true, false, 3},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			clock := e.stepClock()
+			e.configure("default")
+			time.Sleep(time.Minute)
+			clock.set(test.step)
+			if test.down {
+				e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
+			}
+			if test.restart {
+				e.restart()
+			}
+			for range 24 * 60 {
+				resp, err := e.read("token")
+				switch {
+				case err == nil && !e.sim.Valid(resp.Data["access_token"].(string)):
+					t.Fatalf("a dead token after %s", time.Since(start2000))
+				case err != nil && !test.down:
+					t.Fatal(err)
+				}
+				e.minute()
+			}
+			if got := e.sim.Requests(""); got > test.most {
+				t.Errorf("%d requests, want at most %d", got, test.most)
+			}
+		})
+	}
+}
+
+// TestClockForwardAndBack corrects a clock that was far ahead when it replaced the
+// token.
+func TestClockForwardAndBack(t *testing.T) {
+	t.Parallel()
+	for _, life := range []time.Duration{20 * time.Minute, time.Hour, 24 * time.Hour} {
+		runInBubble(t, life.String(), func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{Lifetime: life})
+			clock := e.stepClock()
+			e.configure("default")
+			time.Sleep(time.Minute)
+			clock.set(25 * time.Hour)
+			e.token("token")
+			time.Sleep(10 * time.Minute)
+			e.tick()
+			clock.set(0)
+			for range 30 * 60 {
+				resp, err := e.read("token")
+				if err == nil && !e.sim.Valid(resp.Data["access_token"].(string)) {
+					t.Fatalf("a dead token after %s: %v", time.Since(start2000), resp.Data)
+				}
+				e.minute()
+			}
+		})
+	}
+}
+
+// TestClockIsCorrected starts on a machine whose clock is two hours ahead.
+// Once it is corrected, the next token shows the right times, and no life is longer.
+func TestClockIsCorrected(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		clock.set(2 * time.Hour)
+		e.configure("default")
+		time.Sleep(time.Minute)
+		clock.set(0)
+		time.Sleep(18 * time.Hour) // the refresh is due by the monotonic clock
+		e.wantRequests(2)
+		if got := e.token("token")["expire_time"]; got != "2000-01-02T18:00:00Z" {
+			t.Errorf("expire_time %v, want 24 hours after the request", got)
+		}
+		time.Sleep(18 * time.Hour)
+		e.wantRequests(3)
+	})
+}
+
+// TestSuspendedMachine sleeps for an hour, in which the monotonic clock stops and
+// the wall clock goes on.
+func TestSuspendedMachine(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
+		clock := e.stepClock()
+		e.configure("default")
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
+		clock.set(time.Hour)
+		if resp, err := e.read("token"); err == nil {
+			t.Errorf("an expired token is served after an hour of sleep: %v", resp.Data)
+		}
+	})
+}
+
+// TestClockAheadDoesNotBlockForLong enters a request by a clock that is a month
+// ahead, which must not hold requests back for a month.
+func TestClockAheadDoesNotBlockForLong(t *testing.T) {
+	t.Parallel()
+	for name, restart := range map[string]bool{"the same process": false, "restarted": true} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			clock := e.stepClock()
+			clock.set(720 * time.Hour)
+			e.configure("default", "token_request_limit", 1)
+			clock.set(0)
+			if restart {
+				e.restart()
+			}
+			e.configure("default", "request_timeout", 20) // builds a new snapshot
+			time.Sleep(24*time.Hour + time.Minute)
+			e.token("token")
+			e.wantRequests(2)
+		})
+	}
+}
+
+// TestReadingAgainMakesNoLifeLonger sets the clock back and has the token read from
+// storage again.
+func TestReadingAgainMakesNoLifeLonger(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		e.configure("default")
+		time.Sleep(10 * time.Hour)
+		clock.set(-time.Hour)
+		e.InvalidateKey(t.Context(), "token/default")
+		e.token("token")
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
+		time.Sleep(14*time.Hour - 30*time.Second)
+		if resp, err := e.read("token"); err == nil {
+			t.Errorf("a token is served within its margin: %v", resp.Data)
+		}
+	})
+}
+
+// TestManyColdCredentials: readers of many credentials without a token start a
+// limited number of exchanges at a time, first come first served.
+func TestManyColdCredentials(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		const names = 200
+		e := newEngine(t, autopaysim.Options{})
+		for i := range names {
+			e.configure(fmt.Sprintf("n%d", i), "verify", false)
+		}
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		var wg sync.WaitGroup
+		for i := range names {
+			wg.Go(func() {
+				e.token(fmt.Sprintf("token/n%d", i))
+				if late := time.Since(start2000) - 5*time.Second*time.Duration(1+i/(urgentPlaces+refreshPlaces)); late > 0 {
+					t.Errorf("reader %d was answered %s too late", i, late)
+				}
+			})
+			synctest.Wait() // one after the other
+		}
+		wg.Wait()
+		if most := e.sim.Stats().MaxInFlight; most != urgentPlaces+refreshPlaces {
+			t.Errorf("%d exchanges at a time, want %d", most, urgentPlaces+refreshPlaces)
+		}
+	})
+}
+
+// TestHangingCredentialsDelayNobody: Autopay leaves many credentials without an
+// answer, again and again. A healthy one is refreshed on time.
+func TestHangingCredentialsDelayNobody(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("healthy")
+		for i := range 128 {
+			e.sim.SetClient(fmt.Sprintf("hangs%d", i), testSecret)
+			e.configure(fmt.Sprintf("n%d", i), "client_id", fmt.Sprintf("hangs%d", i), "request_timeout", 60, "rotation_period", "1h")
+		}
+		inner := e.opts.transport
+		e.opts.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			body, err := r.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			asked := make([]byte, r.ContentLength)
+			if _, err := body.Read(asked); err == nil && strings.Contains(string(asked), "hangs") {
+				<-r.Context().Done()
+				return nil, r.Context().Err()
+			}
+			return inner.RoundTrip(r)
+		})
+		e.restart()
+		before := e.token("token/healthy")["access_token"]
+		time.Sleep(18*time.Hour + time.Minute) // the others have been hanging for hours
+		if e.token("token/healthy")["access_token"] == before {
+			t.Error("the refresh is more than a minute late")
+		}
+	})
+}

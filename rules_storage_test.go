@@ -1,0 +1,245 @@
+package main
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vault-plugin-secrets-autopay/internal/autopaysim"
+)
+
+func TestRule6StorageIsTheTruth(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		token := e.token("token")["access_token"]
+		for range 5 {
+			e.restart()
+			if got := e.token("token")["access_token"]; got != token {
+				t.Fatal("another token after a restart")
+			}
+		}
+		e.wantRequests(1)
+		// The timer is set again without a reader.
+		e.restart()
+		time.Sleep(18*time.Hour + time.Second)
+		e.wantRequests(2)
+	})
+}
+
+func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
+	t.Parallel()
+	for name, prefix := range map[string]string{"the config can't be stored": configPrefix, "the ledger can't be stored": tokenPrefix} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetClient("second", testSecret)
+			e.configure("default")
+			token := e.token("token")["access_token"]
+			e.storage.failOn("put", prefix, errors.New("disk full"))
+			e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
+			e.storage.failWith(nil)
+			e.restart()
+			if e.token("token")["access_token"] != token {
+				t.Error("another token is served")
+			}
+		})
+	}
+	runInBubble(t, "a crash between config and token", func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.sim.SetClient("second", testSecret)
+		e.configure("default")
+		old := e.token("token")["access_token"]
+		e.storage.failPuts(func(n int) bool { return n == 3 }) // after the ledger and the config
+		if resp, err := e.write("config", map[string]any{"client_id": "second"}); err != nil || resp.IsError() {
+			t.Fatal(resp, err)
+		}
+		if e.token("token")["access_token"] == old {
+			t.Error("the token of the old client is served")
+		}
+		e.wantRequests(2)
+		e.restart() // loses what was only in memory
+		if e.token("token")["access_token"] == old {
+			t.Error("the token of the old client is served after a crash")
+		}
+		e.wantRequests(3)
+	})
+	runInBubble(t, "verify=false", func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.sim.SetClient("second", testSecret)
+		e.configure("default")
+		old := e.token("token")["access_token"]
+		e.configure("default", "client_id", "second", "verify", false)
+		e.wantRequests(1)
+		if state := e.status("status")["state"]; state != "pending" {
+			t.Errorf("state %v, want pending", state)
+		}
+		if e.token("token")["access_token"] == old {
+			t.Error("the token of the old client is served")
+		}
+		e.wantRequests(2)
+	})
+}
+
+func TestRule8Ledger(t *testing.T) {
+	t.Parallel()
+	runInBubble(t, "no request beyond the limit in any 24 hours", func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
+		e.configure("default", "token_request_limit", 10)
+		live, none := 0, 0 // minutes with a live token, and without one
+		for range 3*24*60 - 1 {
+			resp, err := e.read("token")
+			switch {
+			case err == nil && e.sim.Valid(resp.Data["access_token"].(string)):
+				live++
+			case code(resp, err) == http.StatusServiceUnavailable && strings.Contains(err.Error(), "token_request_limit of 10 in 24 hours is used up"):
+				none++
+			default:
+				t.Fatal(resp, err)
+			}
+			time.Sleep(time.Minute)
+			if none%100 == 50 { // the limit survives a restart and a changed config
+				e.restart()
+				e.configure("default", "rotation_period", 45*60+none)
+			}
+		}
+		at := e.attempts(0)
+		for i := 10; i < len(at); i++ {
+			if gap := at[i] - at[i-10]; gap < ledgerWindow {
+				t.Errorf("requests %d to %d came within %s", i-10, i, gap)
+			}
+		}
+		if len(at) != 30 {
+			t.Errorf("%d requests in 3 days, want 30", len(at))
+		}
+		t.Logf("a live token for %d minutes, none for %d", live, none)
+	})
+	runInBubble(t, "the ledger is stored before the request is sent", func(t *testing.T) {
+		e := configured(t, "verify", false, "token_request_limit", 3)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		for want := range 3 {
+			e.tick()
+			synctest.Wait()
+			e.restart() // while the request is under way
+			if used := e.status("status")["token_requests_24h"]; used != want+1 {
+				t.Fatalf("%v requests in the ledger, want %d", used, want+1)
+			}
+		}
+		e.sim.SetFault(autopaysim.Fault{})
+		e.tick()
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
+		e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_secret": "new"}))
+		e.wantRequests(3)
+		e.configure("default", "token_request_limit", 4) // raising it helps at once
+		e.token("token")
+	})
+	runInBubble(t, "a raised limit ends a long wait", func(t *testing.T) {
+		e := configured(t, "verify", false, "token_request_limit", 2)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang, Times: 1})
+		if _, err := e.read("token"); !strings.Contains(err.Error(), "the next attempt is at 2000-01-02T00:00:10Z") {
+			t.Fatal(err) // half the limit is used, and the other half has to last for a day
+		}
+		e.configure("default", "token_request_limit", 100)
+		time.Sleep(time.Hour)
+		e.token("token")
+	})
+	runInBubble(t, "no request is sent if the ledger can't be stored", func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.storage.failOn("put", "", errors.New("disk full"))
+		for range 3600 {
+			resp, err := e.read("token")
+			if code(resp, err) != http.StatusInternalServerError || !strings.Contains(err.Error(), "storing the token entry") {
+				t.Fatal(resp, err)
+			}
+			time.Sleep(time.Second)
+		}
+		e.wantRequests(0)
+		e.storage.failWith(nil)
+		time.Sleep(time.Minute)
+		e.token("token")
+	})
+	for name, test := range map[string]struct {
+		fault autopaysim.Fault
+		used  int
+	}{
+		"a refusal is removed":                        {autopaysim.Fault{Kind: "status", Status: 401}, 0},
+		"a 503 is removed":                            {autopaysim.Fault{Kind: "status", Status: 503}, 0},
+		"a redirect is removed":                       {autopaysim.Fault{Kind: "redirect"}, 0},
+		"a connection that was never made is removed": {autopaysim.Fault{Kind: "refused"}, 0},
+		"a timeout stays":                             {autopaysim.Fault{Kind: "hang"}, 1},
+		"a cut connection stays":                      {autopaysim.Fault{Kind: "close"}, 1},
+		"half an answer stays":                        {autopaysim.Fault{Kind: "cut"}, 1},
+		"a malformed answer stays":                    {autopaysim.Fault{Kind: "malformed"}, 1},
+		"a 204 stays":                                 {autopaysim.Fault{Kind: "status", Status: 204}, 1},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetFault(test.fault)
+			e.configure("default", "verify", false)
+			if resp, err := e.read("token"); err == nil {
+				t.Fatal(resp)
+			}
+			for range 2 { // the removal is stored, so a restart does not undo it
+				if used := e.status("status")["token_requests_24h"]; used != test.used {
+					t.Errorf("%v requests in the ledger, want %d", used, test.used)
+				}
+				e.restart()
+			}
+		})
+	}
+}
+
+func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.storage.failPuts(func(n int) bool { return n > 1 })
+		token := e.token("token")["access_token"]
+		for range 10 {
+			e.tick()
+			synctest.Wait()
+			if e.token("token")["access_token"] != token {
+				t.Fatal("another token")
+			}
+		}
+		// An invalidation makes memory stale, but its token is newer than storage's.
+		e.InvalidateKey(t.Context(), tokenPrefix+"default")
+		if e.token("token")["access_token"] != token {
+			t.Fatal("another token after an invalidation")
+		}
+		e.storage.failWith(nil)
+		e.tick()
+		e.tick() // while the first stores the entry
+		synctest.Wait()
+		e.restart()
+		if e.token("token")["access_token"] != token {
+			t.Fatal("the token was not stored at the next tick")
+		}
+		e.wantRequests(1)
+	})
+}
+
+func TestRule9EverySecondWriteFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{BanAfter: 100})
+		e.configure("default")
+		e.storage.failPuts(func(n int) bool { return n%2 == 1 })
+		for range 10 * 24 * 60 {
+			e.token("token")
+			e.minute()
+		}
+		// A due request waits a second if its ledger can't be stored.
+		if got := e.sim.Requests(""); got < 13 || got > 15 {
+			t.Errorf("%d requests in ten days, want 14", got)
+		}
+		e.storage.failWith(nil)
+		e.tick()
+		synctest.Wait()
+		token := e.token("token")["access_token"]
+		e.restart()
+		if e.token("token")["access_token"] != token {
+			t.Error("another token after storage has recovered and a restart")
+		}
+	})
+}
