@@ -31,7 +31,6 @@ func (b *brake) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // The machine sleeps during a long wait, and Autopay can't be reached when it wakes.
 func TestWakingUpDuringABackoff(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		b := &brake{RoundTripper: e.opts.transport}
@@ -54,7 +53,6 @@ func TestWakingUpDuringABackoff(t *testing.T) {
 
 // Several tokens within a second, short lives.
 func TestManyTokensInASecond(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		clients := map[string]string{"a": "s", "b": "s", "c": "s", "d": "s", "e": "s"}
 		e := newEngine(t, autopaysim.Options{Lifetime: time.Minute, Clients: clients})
@@ -68,7 +66,6 @@ func TestManyTokensInASecond(t *testing.T) {
 
 // A leaked token can be rotated after a step back.
 func TestRotateAfterAStepBack(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -85,7 +82,6 @@ func TestRotateAfterAStepBack(t *testing.T) {
 
 // A live token in memory survives a reload after a step back.
 func TestReloadAfterAStepBack(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -102,7 +98,6 @@ func TestReloadAfterAStepBack(t *testing.T) {
 
 // The same token again, after a step back.
 func TestTheSameTokenAfterAStepBack(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -119,7 +114,6 @@ func TestTheSameTokenAfterAStepBack(t *testing.T) {
 }
 
 func TestLimitAfterAStepBack(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -141,7 +135,6 @@ func TestLimitAfterAStepBack(t *testing.T) {
 
 // Another node has damaged the config while a reader waits for its first token.
 func TestConfigIsDamagedUnderAReader(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "verify", false)
@@ -163,7 +156,6 @@ func TestConfigIsDamagedUnderAReader(t *testing.T) {
 }
 
 func TestLimitAfterAStepForward(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
@@ -188,7 +180,7 @@ func TestLimitAfterAStepForward(t *testing.T) {
 func TestFailureStoredAfterAStep(t *testing.T) {
 	t.Parallel()
 	for _, step := range []time.Duration{10 * time.Minute, -48 * time.Hour} {
-		bubble(t, func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			clock := e.stepClock()
 			e.configure("default")
@@ -211,7 +203,6 @@ func TestFailureStoredAfterAStep(t *testing.T) {
 
 // TestAWriteBeyondTheLimitLeavesMemoryAlone: it stored nothing, so nothing has to be read again.
 func TestAWriteBeyondTheLimitLeavesMemoryAlone(t *testing.T) {
-	t.Parallel()
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "token_request_limit", 1)
