@@ -309,8 +309,8 @@ func (c *configEntry) changed(data map[string]any) (*configEntry, error) {
 		if c == nil || !f.differs(c, next) {
 			continue
 		}
-		// Whoever may only update must not be able to send the stored secret to
-		// a host of their own.
+		// A client that may only update must not be able to send the stored secret
+		// to a host of its own.
 		if _, given := data[fieldClientSecret]; f.destination && !given {
 			return nil, &userError{"a change of token_url or ca_cert must bring client_secret with it"}
 		}
@@ -383,7 +383,7 @@ func checkText(field, value string) error {
 	case len(value) > maxFieldSize:
 		return fmt.Errorf("%s must be at most %d bytes long", field, maxFieldSize)
 	case value != strings.TrimSpace(value) || strings.ContainsFunc(value, notPrintable):
-		return fmt.Errorf("%s must be printable text without spaces, tabs or newlines around it "+
+		return fmt.Errorf("%s must be printable text without leading or trailing spaces, tabs or newlines "+
 			"(does the file it came from end in a newline?)", field)
 	}
 	return nil

@@ -38,7 +38,7 @@ type credential struct {
 	// snapshot. A snapshot of another version is stale.
 	storageVersion atomic.Uint64
 	noRefreshUntil atomic.Int64 // Unix nanoseconds: reads start no refresh before
-	noStorageUntil atomic.Int64 // Unix nanoseconds: storage has just failed and is not read before
+	noStorageUntil atomic.Int64 // Unix nanoseconds: do not read storage before, because it has just failed
 
 	counters atomic.Pointer[counters] // new ones once the credential is deleted
 
@@ -74,8 +74,8 @@ func (c *credential) log() hclog.Logger { return c.node.log(c.name) }
 func (c *credential) stale() { c.storageVersion.Add(1) }
 
 // current returns the snapshot. It is read from storage first if there is none,
-// or if storage may have changed. While storage can't be read, a live token goes
-// on being served.
+// or if storage may have changed. While storage can't be read, a live token is
+// still served.
 func (c *credential) current(ctx context.Context) (*snapshot, error) {
 	for {
 		// The version is taken first: a change that comes while storage is read

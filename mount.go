@@ -60,7 +60,7 @@ func (m *mount) credential(name string) *credential {
 }
 
 // lookup returns a credential and what readers see of it. If err is nil, both are
-// there. The error is a *notConfiguredError, which leaves no trace in memory, a
+// there. The error is a *notConfiguredError, which adds nothing to memory, a
 // *damagedError or a *storageError. Beside an error the credential is nil if
 // memory does not know the name.
 func (m *mount) lookup(ctx context.Context, name string) (c *credential, s *snapshot, err error) {
@@ -138,7 +138,7 @@ func (m *mount) watch() {
 
 // changedElsewhere marks what another node has changed in storage to be read again.
 func (m *mount) changedElsewhere(key string) {
-	// Counted before the credential is looked for: lookup counts on it.
+	// Counted before the credential is looked up: lookup relies on this order.
 	m.invalidations.Add(1)
 	prefix, name, _ := strings.Cut(key, "/")
 	if prefix += "/"; prefix != configPrefix && prefix != tokenPrefix {

@@ -140,7 +140,7 @@ func before(now, t time.Time) bool {
 	return now.Before(t) && now.Round(0).Before(t.Round(0)) // Round(0) strips the monotonic reading
 }
 
-// timeLeft is the time from now until t by the clock that says less.
+// timeLeft is the time from now until t by whichever clock leaves less.
 func timeLeft(now, t time.Time) time.Duration {
 	return min(t.Sub(now), t.Round(0).Sub(now.Round(0)))
 }

@@ -169,8 +169,8 @@ func (m *mount) pathConfigExists(
 	return exists, err
 }
 
-// lookupDamaged is lookup for those who can do with a damaged credential, or with
-// none: exists reports whether one is stored, and err is a *storageError.
+// lookupDamaged is lookup for callers that accept a damaged or missing credential:
+// exists reports whether one is stored, and err is a *storageError.
 func (m *mount) lookupDamaged(ctx context.Context, name string) (c *credential, exists bool, err error) {
 	c, _, err = m.lookup(ctx, name)
 	var damage *damagedError

@@ -198,3 +198,25 @@ func TestWarningIsInUTC(t *testing.T) {
 		}
 	})
 }
+
+// Another node has damaged the config while a reader waits for its first token.
+func TestConfigIsDamagedUnderAReader(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default", "verify", false)
+		_, _ = e.read("status")
+		e.storage.putTakes.Store(int64(time.Second))
+		c := e.credential("default")
+		c.slot <- struct{}{} // a job of another request
+		go func() {
+			time.Sleep(time.Second)
+			_ = e.storage.InmemStorage.Put(t.Context(), &logical.StorageEntry{Key: "config/default", Value: []byte("x")})
+			e.InvalidateKey(t.Context(), "config/default")
+			<-c.slot
+		}()
+		resp, err := e.read("token")
+		if got := code(resp, err); got != 500 {
+			t.Errorf("%d %s, want a 500 that says what is damaged", got, say(resp, err))
+		}
+	})
+}

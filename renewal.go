@@ -178,7 +178,7 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 		return nil
 	}
 	if err := c.node.putConfig(ctx, c.name, next); err != nil {
-		c.stale() // it may have been written all the same
+		c.stale() // the write may have succeeded despite the error
 		return err
 	}
 	now := c.node.now()
@@ -204,7 +204,7 @@ func (c *credential) configureVerified(ctx context.Context, s *snapshot, next *c
 		old := s.entry
 		old.Requests = entry.Requests // the request was sent, and counts
 		c.save(ctx, s, s.config, old)
-		c.stale() // the settings may have been written all the same
+		c.stale() // the write of the settings may have succeeded despite the error
 		return err
 	}
 	c.save(ctx, s, next, entry)
@@ -234,7 +234,7 @@ func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry)
 	case err == nil:
 		return entry, nil
 	case errors.As(err, &storage):
-		c.stale() // the ledger may have been written all the same
+		c.stale() // the write of the ledger may have succeeded despite the error
 		return entry, err
 	case !errors.As(err, &x):
 		return entry, err
@@ -249,7 +249,7 @@ func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry)
 func (c *credential) remove(ctx context.Context) error {
 	for _, key := range []string{tokenPrefix + c.name, configPrefix + c.name} {
 		if err := c.node.deleteKey(ctx, key); err != nil {
-			c.stale() // it may be gone all the same
+			c.stale() // the delete may have succeeded despite the error
 			return err
 		}
 	}
@@ -277,7 +277,7 @@ func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry,
 	next.unsaved = err != nil && !readOnly
 	c.publish(s, next)
 	if config == nil || readOnly {
-		c.stale() // storage has what counts
+		c.stale() // storage is authoritative
 	}
 }
 

@@ -9,13 +9,6 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// statuses are the HTTP statuses of failed attempts, for those who wait for a token.
-var statuses = map[failureKind]int{
-	unavailable:   http.StatusServiceUnavailable,
-	refused:       http.StatusBadGateway,
-	storageFailed: http.StatusInternalServerError,
-}
-
 // respondError is the one place that turns errors into responses. A coded error
 // keeps its code across the plugin boundary only if it is returned bare
 // (sdk/plugin/pb/translation.go, ErrToProtoErr).

@@ -433,3 +433,33 @@ func TestHangingCredentialsDelayNobody(t *testing.T) {
 		}
 	})
 }
+
+// Several tokens within a second, short lives.
+func TestManyTokensInASecond(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		clients := map[string]string{"a": "s", "b": "s", "c": "s", "d": "s", "e": "s"}
+		e := newEngine(t, autopaysim.Options{Lifetime: time.Minute, Clients: clients})
+		for id := range clients {
+			e.configure("default", "client_id", id, "client_secret", "s")
+		}
+		e.token("token")
+		e.wantRequests(5)
+	})
+}
+
+// The same token again, after a step back.
+func TestTheSameTokenAfterAStepBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		e.configure("default")
+		clock.set(-20 * time.Hour)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		time.Sleep(18*time.Hour + time.Second)
+		e.wantRequests(2)
+		s := e.credential("default").snap.Load()
+		if left, due := timeLeft(clock.now(), s.liveUntil), timeLeft(clock.now(), s.dueAt()); due > left {
+			t.Errorf("due in %s, live for %s only", due, left)
+		}
+	})
+}

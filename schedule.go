@@ -68,8 +68,8 @@ func scheduledRotation(schedule cron.Schedule, obtained time.Time, lifetime time
 	}
 }
 
-// scheduleGap returns the first scheduled rotation after a time that has no other
-// within 90 % of a token's lifetime; zero if there is none in the next two years
+// scheduleGap returns the first scheduled rotation after a time that no other
+// follows within 90 % of a token's lifetime; zero if there is none in the next two years
 // or scheduleRotations.
 func scheduleGap(schedule cron.Schedule, from time.Time, lifetime time.Duration) time.Time {
 	t, end := schedule.Next(from), from.AddDate(2, 0, 0)

@@ -98,8 +98,8 @@ func (s *snapshot) live(now time.Time) bool {
 }
 
 // fromFuture reports that the token was obtained later than now, by more than
-// the margin: one of two clocks was wrong, so its age is unknown. It is asked
-// each time, because the clocks may come to agree.
+// the margin: one of two clocks was wrong, so its age is unknown. It is
+// evaluated on every call, because the clocks may come to agree.
 func (s *snapshot) fromFuture(now time.Time) bool { return before(now, s.liveFrom) }
 
 // dueAt is when the next request is to be sent: when it is both wanted and allowed.
@@ -111,7 +111,7 @@ func (s *snapshot) dueAt() time.Time {
 }
 
 // wait is how long to wait for dueAt; negative or 0: it has come. Each of the two
-// times counts by the clock that says less, so due and blocked never disagree,
+// times counts by whichever clock leaves less, so due and blocked never disagree,
 // whatever was done to the wall clock between the two.
 func (s *snapshot) wait(now time.Time) time.Duration {
 	return max(timeLeft(now, s.scheduled), timeLeft(now, s.limitedUntil))

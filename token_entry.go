@@ -61,20 +61,20 @@ const (
 	storageFailed                    // the ledger could not be stored, so no request was sent
 )
 
-// storedKinds are the numbers that stand for the kinds in storage: the HTTP
-// statuses that v0.1.0 keeps there.
-var storedKinds = map[failureKind]int{
+// statuses are the HTTP statuses of the kinds, for those who wait for a token. They
+// also stand for the kinds in storage, as they have since v0.1.0.
+var statuses = map[failureKind]int{
 	unavailable:   http.StatusServiceUnavailable,
 	refused:       http.StatusBadGateway,
 	storageFailed: http.StatusInternalServerError,
 }
 
 // MarshalJSON implements json.Marshaler.
-func (k failureKind) MarshalJSON() ([]byte, error) { return json.Marshal(storedKinds[k]) }
+func (k failureKind) MarshalJSON() ([]byte, error) { return json.Marshal(statuses[k]) }
 
 // UnmarshalJSON implements json.Unmarshaler.
 func (k *failureKind) UnmarshalJSON(data []byte) error {
-	for kind, stored := range storedKinds {
+	for kind, stored := range statuses {
 		if string(data) == fmt.Sprint(stored) {
 			*k = kind
 			return nil
@@ -310,14 +310,14 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 	e.NextRotation = time.Time{}
 	e.Failure = nil
 	if old.AccessToken != answer.accessToken {
-		// Several tokens within a second: last_vault_rotation must tell them apart.
-		// It must not be so far ahead of the request that the token counts as one
-		// from the future, either (snapshot.fromFuture).
-		switch ahead := old.LastVaultRotation.Add(time.Second).Sub(sent); {
-		case ahead > 0 && ahead <= min(10*time.Second, e.margin()):
-			e.LastVaultRotation = sent.Add(ahead)
-		case ahead == time.Second:
-			e.LastVaultRotation = sent.Add(-time.Second)
+		// Two tokens within a second: last_vault_rotation must tell them apart,
+		// but not by so much that the new one counts as one from the future.
+		if sent.Equal(old.LastVaultRotation) {
+			apart := time.Second
+			if apart > e.margin() {
+				apart = -apart
+			}
+			e.LastVaultRotation = sent.Add(apart)
 		}
 		return e
 	}

@@ -159,7 +159,8 @@ func TestRunRefuses(t *testing.T) {
 		"no version":     {[]string{"image", "-revision", "1", "amd64=" + dir + "/plugin"}, epoch, "usage"},
 		"no binary":      {[]string{"image", "-version", "v1", "-revision", "1"}, epoch, "usage"},
 		"no architecture": {
-			[]string{"image", "-version", "v1", "-revision", "1", dir + "/plugin"}, epoch, "usage"},
+			[]string{"image", "-version", "v1", "-revision", "1", dir + "/plugin"}, epoch, "usage",
+		},
 		"a missing binary": {[]string{"image", "-version", "v1", "-revision", "1", "arm64=none"}, epoch, "arm64: open none"},
 	} {
 		t.Run(name, func(t *testing.T) {
