@@ -151,16 +151,14 @@ func TestRunRefuses(t *testing.T) {
 		args        []string
 		epoch, want string
 	}{
-		"no arguments":   {nil, epoch, "usage"},
-		"no epoch":       {[]string{"zip", dir}, "", "SOURCE_DATE_EPOCH"},
-		"another format": {[]string{"rar", dir}, epoch, "usage"},
-		"no directory":   {[]string{"zip", dir + "/none"}, epoch, "no such file"},
-		"a link":         {[]string{"zip", linked}, epoch, "inner is not a regular file"},
-		"no version":     {[]string{"image", "-revision", "1", "amd64=" + dir + "/plugin"}, epoch, "usage"},
-		"no binary":      {[]string{"image", "-version", "v1", "-revision", "1"}, epoch, "usage"},
-		"no architecture": {
-			[]string{"image", "-version", "v1", "-revision", "1", dir + "/plugin"}, epoch, "usage",
-		},
+		"no arguments":     {nil, epoch, "usage"},
+		"no epoch":         {[]string{"zip", dir}, "", "SOURCE_DATE_EPOCH"},
+		"another format":   {[]string{"rar", dir}, epoch, "usage"},
+		"no directory":     {[]string{"zip", dir + "/none"}, epoch, "no such file"},
+		"a link":           {[]string{"zip", linked}, epoch, "inner is not a regular file"},
+		"no version":       {[]string{"image", "-revision", "1", "amd64=" + dir + "/plugin"}, epoch, "usage"},
+		"no binary":        {[]string{"image", "-version", "v1", "-revision", "1"}, epoch, "usage"},
+		"no architecture":  {[]string{"image", "-version", "v1", "-revision", "1", dir + "/plugin"}, epoch, "usage"},
 		"a missing binary": {[]string{"image", "-version", "v1", "-revision", "1", "arm64=none"}, epoch, "arm64: open none"},
 	} {
 		t.Run(name, func(t *testing.T) {
