@@ -49,6 +49,7 @@ type configEntry struct {
 	CACert            string `json:"ca_cert,omitempty"`
 	RotationPeriod    int64  `json:"rotation_period,omitempty"`
 	RotationSchedule  string `json:"rotation_schedule,omitempty"`
+	ScheduleSince     int64  `json:"schedule_since,omitempty"` // when RotationSchedule was set, Unix seconds
 	RequestTimeout    int64  `json:"request_timeout"`
 	TokenRequestLimit int    `json:"token_request_limit"` // requests in 24 hours
 	// Generation is random. It is new whenever something changes that a token
@@ -178,6 +179,7 @@ func decodeConfig(data []byte) (*configEntry, error) {
 	if json.Unmarshal(stored["generation"], &c.Generation) != nil || c.Generation == "" {
 		return nil, errors.New("its generation is missing")
 	}
+	_ = json.Unmarshal(stored["schedule_since"], &c.ScheduleSince) // without it, all times of the schedule count
 	for _, f := range configFields {
 		data, found := stored[f.name]
 		understood := !found || json.Unmarshal(data, f.value(c)) == nil
@@ -280,10 +282,10 @@ func (c *configEntry) audience() string {
 	return c.Audience
 }
 
-// changed returns the entry (nil: none yet) with the fields of a request,
-// validated, and with a new generation where they change what a token is issued
-// for. The entry itself stays as it is. The error is a *userError.
-func (c *configEntry) changed(data map[string]any) (*configEntry, error) {
+// changed returns the entry (nil: none yet) with the fields of a request made at
+// now, validated, and with a new generation where they change what a token is
+// issued for. The entry itself stays as it is. The error is a *userError.
+func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry, error) {
 	next := newConfigEntry()
 	if c != nil {
 		*next = *c
@@ -300,6 +302,12 @@ func (c *configEntry) changed(data map[string]any) (*configEntry, error) {
 		next.RotationPeriod = 0
 	case period && next.RotationPeriod != 0:
 		next.RotationSchedule = ""
+	}
+	switch {
+	case next.RotationSchedule == "":
+		next.ScheduleSince = 0
+	case c == nil || next.RotationSchedule != c.RotationSchedule:
+		next.ScheduleSince = now.Unix()
 	}
 	issuedForSame := c != nil
 	for _, f := range configFields {

@@ -243,7 +243,7 @@ func (m *mount) pathConfigWrite(
 		return respondError(err)
 	}
 	if c == nil { // a new name: a mistake must leave no trace in memory
-		if _, err := (*configEntry)(nil).changed(req.Data); err != nil {
+		if _, err := (*configEntry)(nil).changed(req.Data, m.now()); err != nil {
 			return respondError(err)
 		}
 		c = m.credential(name)
@@ -257,7 +257,7 @@ func (m *mount) pathConfigWrite(
 		if err != nil {
 			return err
 		}
-		next, err := s.config.changed(req.Data)
+		next, err := s.config.changed(req.Data, m.now())
 		if err != nil {
 			return err
 		}

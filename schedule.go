@@ -46,9 +46,16 @@ func parseSchedule(text string) (*cron.SpecSchedule, error) {
 
 // scheduledRotation returns when a token with this lifetime, obtained at a time, is
 // to be replaced: at the latest scheduled time that is neither too close nor past
-// 90 % of the lifetime. It returns zero if there is none.
-func scheduledRotation(schedule cron.Schedule, obtained time.Time, lifetime time.Duration) time.Time {
+// 90 % of the lifetime. It returns zero if there is none. Times before since do not
+// count: a schedule that is set must not replace a token at once.
+func scheduledRotation(schedule cron.Schedule, obtained, since time.Time, lifetime time.Duration) time.Time {
 	first, last := obtained.Add(scheduleMinDelay), obtained.Add(lifetime*9/10)
+	if earliest := since.Add(scheduleMinDelay); earliest.After(first) {
+		first = earliest
+	}
+	if first.After(last) {
+		return time.Time{}
+	}
 	// A cron expression can only be read forwards. Look at the end of the span
 	// first, then at twice as much of it, and so on.
 	for span := time.Minute; ; span *= 2 {
@@ -77,7 +84,7 @@ func scheduleGap(schedule cron.Schedule, from time.Time, lifetime time.Duration)
 		if t.After(end) {
 			break
 		}
-		next := scheduledRotation(schedule, t, lifetime)
+		next := scheduledRotation(schedule, t, t, lifetime)
 		if next.IsZero() {
 			return t
 		}

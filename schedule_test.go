@@ -90,7 +90,7 @@ func TestScheduledRotation(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := ""
-			if at := scheduledRotation(schedule, obtained, test.lifetime); !at.IsZero() {
+			if at := scheduledRotation(schedule, obtained, obtained, test.lifetime); !at.IsZero() {
 				got = at.UTC().Format(time.RFC3339)
 			}
 			if got != test.want {
@@ -150,6 +150,29 @@ func TestRotationSchedule(t *testing.T) {
 			}
 		}
 		e.wantRequests(4)
+	})
+}
+
+// TestAScheduleReplacesNothingAtOnce sets a schedule whose only time has passed
+// for the token in hand. Consumers may restart at a rotation, so it waits.
+func TestAScheduleReplacesNothingAtOnce(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("default")
+		time.Sleep(10 * time.Hour)
+		e.configure("default", "rotation_schedule", "0 3 * * *")
+		for _, want := range []struct{ next, reason string }{
+			{"2000-01-01T18:00:00Z", "lifetime"}, // 03:00 has passed, and tomorrow's is out of reach
+			{"2000-01-02T03:00:00Z", "schedule"},
+		} {
+			e.restart()
+			if got := e.status("status"); got["next_rotation"] != want.next || got["next_rotation_reason"] != want.reason {
+				t.Errorf("next rotation %v by %v, want %s by %s", got["next_rotation"], got["next_rotation_reason"], want.next, want.reason)
+			}
+			at, _ := time.Parse(time.RFC3339, want.next)
+			time.Sleep(time.Until(at) + time.Second)
+		}
+		e.wantRequests(3)
 	})
 }
 

@@ -37,7 +37,7 @@ func newSnapshot(config *configEntry, entry tokenEntry, now time.Time) *snapshot
 	s.limitedUntil = anchored(now, s.entry.limitedUntil(config.TokenRequestLimit))
 	if s.entry.AccessToken != "" {
 		s.liveFrom, s.liveUntil = s.entry.obtained().Add(-s.entry.margin()), s.entry.liveUntil()
-		s.period, s.periodReason = rotationPeriod(config, s.entry)
+		s.period, s.periodReason = rotationPeriod(config, s.entry, now)
 		s.scheduled = s.entry.obtained().Add(s.period)
 		s.fields = map[string]any{
 			"access_token":        s.entry.AccessToken,
@@ -67,7 +67,7 @@ const (
 
 // rotationPeriod is how old a token may get, and why: until the operator's
 // schedule or period, or three quarters of its lifetime, and never more than 90 %.
-func rotationPeriod(config *configEntry, entry tokenEntry) (period time.Duration, reason string) {
+func rotationPeriod(config *configEntry, entry tokenEntry, now time.Time) (period time.Duration, reason string) {
 	lifetime := entry.lifetime()
 	period, reason = lifetime*3/4, reasonLifetime
 	if config.RotationPeriod > 0 {
@@ -77,7 +77,11 @@ func rotationPeriod(config *configEntry, entry tokenEntry) (period time.Duration
 		}
 	}
 	if schedule, err := parseSchedule(config.RotationSchedule); err == nil {
-		if at := scheduledRotation(schedule, entry.LastVaultRotation, lifetime); !at.IsZero() {
+		since := time.Unix(config.ScheduleSince, 0)
+		if since.After(now) { // set by a clock that was ahead
+			since = entry.LastVaultRotation
+		}
+		if at := scheduledRotation(schedule, entry.LastVaultRotation, since, lifetime); !at.IsZero() {
 			period, reason = at.Sub(entry.LastVaultRotation), reasonSchedule
 		}
 	}
