@@ -49,26 +49,10 @@ func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *ex
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	})
 
-	if err := checkTokenURL(r.tokenURL); err != nil { // a stored entry may be older than the rule
+	req, err := newRequest(ctx, r)
+	if err != nil {
 		return tokenAnswer{}, unsent(err.Error())
 	}
-	body, err := json.Marshal(map[string]string{
-		"client_id":     r.clientID,
-		"client_secret": r.clientSecret,
-		"audience":      r.audience,
-		"grant_type":    "client_credentials",
-	})
-	if err != nil {
-		return tokenAnswer{}, unsent("the token request can't be encoded")
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.tokenURL, bytes.NewReader(body))
-	if err != nil {
-		return tokenAnswer{}, unsent("token_url can't be used")
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "vault-plugin-secrets-autopay/"+version)
-
 	transport := c.transport
 	if transport == nil {
 		fresh, err := newTransport(r.caCert)
@@ -100,6 +84,30 @@ func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *ex
 		return tokenAnswer{}, &exchangeError{text: "Autopay sent a malformed answer: " + problem}
 	}
 	return token, nil
+}
+
+// newRequest returns the request of an exchange. Its error quotes nothing.
+func newRequest(ctx context.Context, r tokenRequest) (*http.Request, error) {
+	if err := checkTokenURL(r.tokenURL); err != nil { // a stored entry may be older than the rule
+		return nil, err
+	}
+	body, err := json.Marshal(map[string]string{
+		"client_id":     r.clientID,
+		"client_secret": r.clientSecret,
+		"audience":      r.audience,
+		"grant_type":    "client_credentials",
+	})
+	if err != nil {
+		return nil, errors.New("the token request can't be encoded")
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.tokenURL, bytes.NewReader(body))
+	if err != nil {
+		return nil, errors.New("token_url can't be used")
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", "vault-plugin-secrets-autopay/"+version)
+	return req, nil
 }
 
 // unsent is the error of a request that was never sent.

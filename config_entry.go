@@ -293,21 +293,8 @@ func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry,
 	if err := next.setFields(data); err != nil {
 		return nil, &userError{err.Error()}
 	}
-	_, period := data[fieldRotationPeriod]
-	_, schedule := data[fieldRotationSchedule]
-	switch {
-	case period && schedule && next.RotationPeriod != 0 && next.RotationSchedule != "":
-		return nil, &userError{"rotation_period and rotation_schedule exclude each other: set one of them"}
-	case schedule && next.RotationSchedule != "":
-		next.RotationPeriod = 0
-	case period && next.RotationPeriod != 0:
-		next.RotationSchedule = ""
-	}
-	switch {
-	case next.RotationSchedule == "":
-		next.ScheduleSince = 0
-	case c == nil || next.RotationSchedule != c.RotationSchedule:
-		next.ScheduleSince = now.Unix()
+	if err := next.chooseRotation(c, data, now); err != nil {
+		return nil, err
 	}
 	issuedForSame := c != nil
 	for _, f := range configFields {
@@ -330,6 +317,28 @@ func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry,
 		next.Generation = rand.Text()
 	}
 	return next, nil
+}
+
+// chooseRotation settles between rotation_period and rotation_schedule: a request
+// that sets one clears the other. old is the entry before the request, or nil.
+func (c *configEntry) chooseRotation(old *configEntry, data map[string]any, now time.Time) error {
+	_, period := data[fieldRotationPeriod]
+	_, schedule := data[fieldRotationSchedule]
+	switch {
+	case period && schedule && c.RotationPeriod != 0 && c.RotationSchedule != "":
+		return &userError{"rotation_period and rotation_schedule exclude each other: set one of them"}
+	case schedule && c.RotationSchedule != "":
+		c.RotationPeriod = 0
+	case period && c.RotationPeriod != 0:
+		c.RotationSchedule = ""
+	}
+	switch {
+	case c.RotationSchedule == "":
+		c.ScheduleSince = 0
+	case old == nil || c.RotationSchedule != old.RotationSchedule:
+		c.ScheduleSince = now.Unix()
+	}
+	return nil
 }
 
 // setFields changes the fields that a request names. The error names the field

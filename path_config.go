@@ -266,17 +266,24 @@ func (m *mount) pathConfigWrite(
 	if err != nil {
 		return respondError(err)
 	}
+	return writeResponse(scheduleWarning(c.snap.Load()), req, d), nil
+}
+
+// writeResponse is what a write is answered with: nil, a 204, unless there is a
+// warning. An empty response keeps the framework's warning about unknown fields,
+// which nil would drop.
+func writeResponse(warning string, req *logical.Request, d *framework.FieldData) *logical.Response {
 	resp := &logical.Response{}
-	if warning := scheduleWarning(c.snap.Load()); warning != "" {
+	if warning != "" {
 		resp.AddWarning(warning)
-		return resp, nil
+		return resp
 	}
 	for field := range req.Data {
 		if d.Schema[field] == nil {
-			return resp, nil // nil would drop the framework's warning about it
+			return resp
 		}
 	}
-	return nil, nil // 204
+	return nil
 }
 
 // scheduleWarning tells an operator whose rotation_schedule has gaps, as soon as
