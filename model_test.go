@@ -209,6 +209,7 @@ func (m *model) operate(c *modelCredential, path string, data map[string]any) bo
 	m.mu.Unlock()
 	resp, err := m.e.write(path, data)
 	m.stats.writes.Add(1)
+	synctest.Wait() // for onRequest, which is called after a request was answered
 	m.mu.Lock()
 	c.operator = ""
 	m.mu.Unlock()
