@@ -53,8 +53,9 @@ func (m *mount) pathRotateWrite(
 	case after.fields == nil: // another node has changed the settings in the meantime
 		return respondError(errStopped)
 	}
-	resp := &logical.Response{Data: after.response(m.now())}
-	delete(resp.Data, "access_token")
+	data, _ := after.response(m.now())
+	delete(data, "access_token")
+	resp := &logical.Response{Data: data}
 	if warning != "" {
 		resp.AddWarning(warning)
 	}

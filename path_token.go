@@ -120,8 +120,9 @@ func (m *mount) awaitLive(ctx context.Context, c *credential, s *snapshot) (*sna
 // tokenResponse is the token as readers get it. Two responses for one token
 // differ in ttl alone, and in warnings.
 func tokenResponse(c *credential, s *snapshot, now time.Time) *logical.Response {
-	resp, outcome := &logical.Response{Data: s.response(now)}, readOK
-	if f := s.problem(now); f != nil {
+	data, f := s.response(now)
+	resp, outcome := &logical.Response{Data: data}, readOK
+	if f != nil {
 		outcome = readDegraded
 		resp.AddWarning(fmt.Sprintf("this token could not be replaced and is served until %s: %s",
 			s.liveUntil.UTC().Format(time.RFC3339), f.Error()))

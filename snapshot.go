@@ -123,7 +123,7 @@ func (s *snapshot) wait(now time.Time) time.Duration {
 
 // due reports whether a request is to be sent now.
 func (s *snapshot) due(now time.Time) bool {
-	return s.wait(now) <= 0 || s.fromFuture(now) && s.blocked(now) == nil
+	return !before(now, s.scheduled) && !before(now, s.limitedUntil) || s.fromFuture(now) && s.blocked(now) == nil
 }
 
 // pending reports that no token has been requested yet under these settings.
@@ -152,29 +152,29 @@ func (s *snapshot) blocked(now time.Time) *failedAttempt {
 
 // problem is what keeps the token from being replaced; nil if nothing does.
 func (s *snapshot) problem(now time.Time) *failedAttempt {
-	if wanted := !s.live(now) || !before(now, s.scheduled); wanted {
-		if f := s.limited(now); f != nil {
-			return f
-		}
+	if f := s.limited(now); f != nil && (!s.live(now) || !before(now, s.scheduled)) {
+		return f
 	}
 	return s.entry.Failure
 }
 
 // ttl is how long a reader should keep the token before it reads again: until
-// the token is due to be replaced, and not for long while replacing it fails.
-func (s *snapshot) ttl(now time.Time) time.Duration {
+// the token is due to be replaced, and not for long while there is a problem.
+func (s *snapshot) ttl(now time.Time, problem *failedAttempt) time.Duration {
 	most, wait := s.period, timeLeft(now, s.scheduled)
-	if s.problem(now) != nil {
+	if problem != nil {
 		most, wait = min(most, maxOutageTTL), s.wait(now)
 	}
 	return max(min(ceilSecond(wait), most), minTTL)
 }
 
-// response returns the data that a reader gets. The caller may change it.
-func (s *snapshot) response(now time.Time) map[string]any {
-	data := maps.Clone(s.fields)
-	data["ttl"] = int64(s.ttl(now) / time.Second)
-	return data
+// response returns the data that a reader gets, and the problem that a warning
+// tells of. The caller may change the data.
+func (s *snapshot) response(now time.Time) (data map[string]any, problem *failedAttempt) {
+	problem = s.problem(now)
+	data = maps.Clone(s.fields)
+	data["ttl"] = int64(s.ttl(now, problem) / time.Second)
+	return data, problem
 }
 
 // ceilSecond rounds d up to whole seconds.

@@ -95,7 +95,7 @@ func TestSnapshot(t *testing.T) {
 			if got := s.due(now); got != test.due {
 				t.Errorf("due: %v, want %v", got, test.due)
 			}
-			if got := s.ttl(now); got != test.ttl {
+			if got := s.ttl(now, s.problem(now)); got != test.ttl {
 				t.Errorf("ttl %s, want %s", got, test.ttl)
 			}
 			blocked := ""
