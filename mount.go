@@ -79,15 +79,22 @@ func (m *mount) lookup(ctx context.Context, name string) (c *credential, s *snap
 			c.stale() // the change may have come after the read, and found no credential to mark
 		}
 	}
-	s, err = c.current(ctx)
-	switch {
-	case err != nil:
-	case s.damage != nil:
-		err = s.damage
-	case s.config == nil:
-		err = &notConfiguredError{name}
+	if s, err = c.current(ctx); err == nil {
+		err = c.unusable(s)
 	}
 	return c, s, err
+}
+
+// unusable is why a snapshot of the credential can't be used, as lookup says it;
+// nil if it can.
+func (c *credential) unusable(s *snapshot) error {
+	switch {
+	case s.damage != nil:
+		return s.damage
+	case s.config == nil:
+		return &notConfiguredError{c.name}
+	}
+	return nil
 }
 
 // loadAll brings all configured credentials into memory, which sets their timers.

@@ -45,11 +45,12 @@ func (m *mount) pathRotateWrite(
 		after = c.snap.Load()
 		return err
 	})
+	if err == nil {
+		err = c.unusable(after) // deleted or damaged in the meantime
+	}
 	switch {
 	case err != nil:
 		return respondError(err)
-	case after.config == nil: // deleted in the meantime
-		return respondError(&notConfiguredError{c.name})
 	case after.fields == nil: // another node has changed the settings in the meantime
 		return respondError(errStopped)
 	}

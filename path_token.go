@@ -103,16 +103,16 @@ func (m *mount) awaitLive(ctx context.Context, c *credential, s *snapshot) (*sna
 		}
 		err := c.refresh().wait(ctx)
 		now, s = m.now(), c.snap.Load()
-		switch {
-		case s.live(now): // whatever became of this refresh
-		case err != nil:
-			return nil, err
-		case s.damage != nil:
-			return nil, s.damage
-		case s.config == nil:
-			return nil, &notConfiguredError{c.name} // deleted in the meantime
+		if s.live(now) {
+			break // whatever became of this refresh
 		}
-		// Otherwise the settings have changed in the meantime, and have no token yet.
+		if err == nil {
+			err = c.unusable(s) // deleted or damaged in the meantime
+		}
+		if err != nil {
+			return nil, err
+		}
+		// The settings have changed in the meantime, and have no token yet.
 	}
 	return s, nil
 }
