@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
+	"github.com/robfig/cron/v3"
 )
 
 const (
@@ -280,6 +281,15 @@ func (c *configEntry) audience() string {
 		return defaultAudience
 	}
 	return c.Audience
+}
+
+// schedule is the rotation_schedule; nil if there is none.
+func (c *configEntry) schedule() *cron.SpecSchedule {
+	if c.RotationSchedule == "" {
+		return nil
+	}
+	schedule, _ := parseSchedule(c.RotationSchedule) // checked when it was written or loaded
+	return schedule
 }
 
 // changed returns the entry (nil: none yet) with the fields of a request made at

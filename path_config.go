@@ -292,8 +292,8 @@ func scheduleWarning(s *snapshot) string {
 	if s.config == nil || s.fields == nil {
 		return ""
 	}
-	schedule, err := parseSchedule(s.config.RotationSchedule)
-	if err != nil {
+	schedule := s.config.schedule()
+	if schedule == nil {
 		return ""
 	}
 	gap := scheduleGap(schedule, s.entry.LastVaultRotation, s.entry.lifetime())

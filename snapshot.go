@@ -76,7 +76,7 @@ func rotationPeriod(config *configEntry, entry tokenEntry, now time.Time) (perio
 			period, reason = longest, reasonLifetime
 		}
 	}
-	if schedule, err := parseSchedule(config.RotationSchedule); err == nil {
+	if schedule := config.schedule(); schedule != nil {
 		since := time.Unix(config.ScheduleSince, 0)
 		if since.After(now) { // set by a clock that was ahead
 			since = entry.LastVaultRotation
