@@ -76,8 +76,14 @@ func configured(t *testing.T, more ...any) *engine {
 // start makes a new backend on the same storage, as Vault does after a restart.
 func (e *engine) start() {
 	e.t.Helper()
+	e.startOn(e.storage)
+}
+
+// startOn makes a new backend on other storage.
+func (e *engine) startOn(storage logical.Storage) {
+	e.t.Helper()
 	b, err := newBackend(e.t.Context(), &logical.BackendConfig{
-		StorageView: e.storage,
+		StorageView: storage,
 		System:      e.view,
 		Logger:      hclog.New(&hclog.LoggerOptions{Level: max(e.level, hclog.Trace), Output: e.logs}),
 		BackendUUID: "uuid",
@@ -88,7 +94,7 @@ func (e *engine) start() {
 		e.t.Fatal(err)
 	}
 	e.backend = b
-	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: e.storage}); err != nil {
+	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: storage}); err != nil {
 		e.t.Fatal(err)
 	}
 }
@@ -561,12 +567,5 @@ func TestClockReading(t *testing.T) {
 func (e *engine) on(storage logical.Storage) {
 	e.t.Helper()
 	e.clean(e.t.Context())
-	b, err := newBackend(e.t.Context(), &logical.BackendConfig{StorageView: storage, System: e.view, Logger: e.Logger(), BackendUUID: "uuid"}, e.opts)
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	e.backend = b
-	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: storage}); err != nil {
-		e.t.Fatal(err)
-	}
+	e.startOn(storage)
 }

@@ -485,12 +485,8 @@ func newConcurrentLife(t *testing.T, seed uint64, secondary bool) *concurrentLif
 		l.storage = &slowStorage{spyStorage: &spyStorage{}, primary: e.storage, rng: l.storage.rng}
 		l.engine = &engine{t: t, storage: l.storage.spyStorage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts, backend: e.backend}
 		l.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
-		b, err := newBackend(t.Context(), &logical.BackendConfig{StorageView: l.storage, System: l.view, Logger: e.Logger(), BackendUUID: "uuid"}, e.opts)
-		if err != nil {
-			t.Fatal(err)
-		}
-		l.backend = b
-		t.Cleanup(func() { b.clean(context.Background()) })
+		l.startOn(l.storage)
+		t.Cleanup(func() { l.clean(context.Background()) })
 		return l
 	}
 	l.on(l.storage)
