@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"regexp"
 	"strings"
 
@@ -72,6 +73,8 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 		b.path.Store(&path) // a copy: the request may hold a secret
 	}
 	if strings.HasPrefix(req.Path, "config") {
+		// Terraform sends null for an attribute that is not set.
+		maps.DeleteFunc(req.Data, func(_ string, value any) bool { return value == nil })
 		if err := checkFieldTypes(req.Data); err != nil {
 			return logical.ErrorResponse(err.Error()), nil
 		}

@@ -44,18 +44,17 @@ type client struct {
 func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *exchangeError) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	var connected atomic.Bool // set once a connection stands, TLS included
+	var connected, certificateWanted atomic.Bool // a connection stands, TLS included; the other side wants to know us by one
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	})
-
 	req, err := newRequest(ctx, r)
 	if err != nil {
 		return tokenAnswer{}, unsent(err.Error())
 	}
 	transport := c.transport
 	if transport == nil {
-		fresh, err := newTransport(r.caCert)
+		fresh, err := newTransport(r.caCert, &certificateWanted)
 		if err != nil {
 			return tokenAnswer{}, unsent("ca_cert can't be used")
 		}
@@ -66,24 +65,22 @@ func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *ex
 	// elsewhere, and it would hide an answer whose redirect can't be parsed.
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		return tokenAnswer{}, brokenExchange(ctx, r, err, connected.Load())
+		return tokenAnswer{}, c.brokenExchange(ctx, r, err, connected.Load(), certificateWanted.Load())
 	}
 	defer resp.Body.Close() //nolint:errcheck // only read from
 	var answer []byte
 	if resp.StatusCode != http.StatusSwitchingProtocols { // its body is the bare connection, which no deadline ends
 		answer, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswerSize+1))
 	}
-	if err != nil && resp.StatusCode/100 == 2 {
-		return tokenAnswer{}, brokenExchange(ctx, r, err, true)
-	}
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode/100 != 2 {
 		return tokenAnswer{}, errorAnswer(resp, answer, r.clientSecret, c.now())
 	}
-	token, problem := parseToken(resp.Header.Get("Content-Type"), answer)
-	if problem != "" {
-		return tokenAnswer{}, &exchangeError{text: "Autopay sent a malformed answer: " + problem}
+	token, x := parseToken(resp, answer, r.clientSecret)
+	if x != nil && err != nil {
+		x = c.brokenExchange(ctx, r, err, true, false)
+		x.kind = unusable
 	}
-	return token, nil
+	return token, x
 }
 
 // newRequest returns the request of an exchange. Its error quotes nothing.
@@ -106,13 +103,14 @@ func newRequest(ctx context.Context, r tokenRequest) (*http.Request, error) {
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
+	req.Header.Set("Accept-Encoding", "identity") // without it any coding is acceptable (RFC 9110, section 12.5.3)
 	req.Header.Set("User-Agent", "vault-plugin-secrets-autopay/"+version)
 	return req, nil
 }
 
 // unsent is the error of a request that was never sent.
 func unsent(text string) *exchangeError {
-	return &exchangeError{text: text, noToken: true}
+	return &exchangeError{text: text, noToken: true, kind: unreachable}
 }
 
 // checkTokenURL keeps the secret off plain networks: a token URL is https, or
@@ -144,9 +142,16 @@ func loopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// newTransport returns a transport for one exchange.
-func newTransport(caCert string) (*http.Transport, error) {
-	tlsConfig := &tls.Config{MinVersion: tls.VersionTLS12}
+// newTransport returns a transport for one exchange. It sets certificateWanted when
+// the other side asks for a client certificate; there is none.
+func newTransport(caCert string, certificateWanted *atomic.Bool) (*http.Transport, error) {
+	tlsConfig := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			certificateWanted.Store(true)
+			return &tls.Certificate{}, nil
+		},
+	}
 	if caCert != "" {
 		tlsConfig.RootCAs = x509.NewCertPool()
 		if !tlsConfig.RootCAs.AppendCertsFromPEM([]byte(caCert)) {
@@ -154,7 +159,13 @@ func newTransport(caCert string) (*http.Transport, error) {
 		}
 	}
 	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment, // never for a loopback host
+		Proxy: http.ProxyFromEnvironment, // never for a loopback host
+		OnProxyConnectResponse: func(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+			if resp.StatusCode != http.StatusOK {
+				return proxyAnswer(resp.StatusCode)
+			}
+			return nil
+		},
 		TLSClientConfig:        tlsConfig,
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
@@ -164,22 +175,38 @@ func newTransport(caCert string) (*http.Transport, error) {
 
 // brokenExchange describes an exchange that ended without a whole answer. It
 // passes on no text of net/http, which quotes bytes of the answer.
-func brokenExchange(ctx context.Context, r tokenRequest, err error, connected bool) *exchangeError {
-	e := &exchangeError{noToken: !connected}
+func (c *client) brokenExchange(ctx context.Context, r tokenRequest, err error, connected, certificateWanted bool) *exchangeError {
+	var (
+		proxy *exchangeError // what a proxy answered to CONNECT
+		alert *net.OpError
+	)
+	x := &exchangeError{noToken: !connected}
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
-		e.text = fmt.Sprintf("Autopay did not answer within the request_timeout of %s", r.timeout)
+		x.text = fmt.Sprintf("Autopay did not answer within the request_timeout of %s", r.timeout)
+	case errors.As(err, &proxy):
+		return proxy
+	case certificateWanted && errors.As(err, &alert) && alert.Op == remoteAlert:
+		// In TLS 1.3 a connection stands before the other side has checked.
+		x.text, x.kind, x.noToken = cantReach+"it asks for a client certificate, which is not supported", unreachable, true
 	case connected:
-		e.text = "the connection to Autopay broke before the whole answer arrived"
+		x.text = "the connection to Autopay broke before the whole answer arrived"
 	default:
-		e.text = "Autopay can't be reached: " + dialProblem(err)
+		var problem string
+		problem, x.kind = dialProblem(err, c.now())
+		x.text = cantReach + problem
 	}
-	return e
+	return x
 }
 
-// dialProblem names the reason why no connection could be made.
-func dialProblem(err error) string {
+// remoteAlert is the net.OpError.Op of a TLS alert (crypto/tls/conn.go).
+const remoteAlert = "remote error"
+
+// dialProblem names the reason why no connection could be made, and whether time
+// may cure it.
+func dialProblem(err error, now time.Time) (problem string, kind exchangeKind) {
 	var (
+		op        *net.OpError
 		dns       *net.DNSError
 		authority x509.UnknownAuthorityError
 		hostname  x509.HostnameError
@@ -187,20 +214,45 @@ func dialProblem(err error) string {
 		record    tls.RecordHeaderError
 		errno     syscall.Errno
 	)
+	if errors.As(err, &op) && op.Op == "proxyconnect" {
+		problem, kind = dialProblem(op.Err, now)
+		return "the proxy can't be reached: " + problem, kind
+	}
 	switch {
 	case errors.As(err, &dns):
-		return "its host name does not resolve"
-	case errors.As(err, &authority):
-		return "its certificate is signed by an unknown authority (check ca_cert)"
-	case errors.As(err, &hostname):
-		return "its certificate is for another host"
-	case errors.As(err, &invalid):
-		return "its certificate is not valid"
-	case errors.As(err, &record):
-		return "it does not speak TLS"
+		return "its host name does not resolve", outage
 	case errors.As(err, &errno):
-		return errno.Error()
+		return errno.Error(), outage
+	case errors.As(err, &authority):
+		problem = "its certificate is signed by an unknown authority (check ca_cert)"
+	case errors.As(err, &hostname) && len(hostname.Certificate.DNSNames)+len(hostname.Certificate.IPAddresses) == 0:
+		problem = "its certificate has no subject alternative name"
+	case errors.As(err, &hostname):
+		problem = "its certificate is for another host"
+	case errors.As(err, &invalid):
+		problem = certificateProblem(invalid, now)
+	case errors.As(err, &record):
+		problem = "it does not speak TLS"
+	case op != nil && op.Op == remoteAlert && op.Err.Error() == tls.AlertError(alertProtocolVersion).Error(),
+		strings.Contains(err.Error(), "unsupported protocol version"): // crypto/tls/handshake_client.go, pickTLSVersion
+		problem = "it does not support TLS 1.2 or newer"
 	default:
-		return "no connection could be made"
+		return "no connection could be made", outage
 	}
+	return problem, unreachable
+}
+
+const alertProtocolVersion = 70 // RFC 8446, section 6
+
+// certificateProblem says what makes a certificate invalid at now.
+func certificateProblem(invalid x509.CertificateInvalidError, now time.Time) string {
+	switch {
+	case invalid.Reason == x509.IncompatibleUsage:
+		return "its certificate is not for servers"
+	case invalid.Reason != x509.Expired:
+		return "its certificate is not valid"
+	case now.Before(invalid.Cert.NotBefore):
+		return "its certificate is not valid yet (check the clock of Vault's server)"
+	}
+	return "its certificate has expired (check the clock of Vault's server)"
 }

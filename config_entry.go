@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/robfig/cron/v3"
@@ -260,27 +262,13 @@ func (f configField) set(c *configEntry, value any) (err error) {
 // tokenRequest is what the exchange needs of the settings.
 func (c *configEntry) tokenRequest() tokenRequest {
 	return tokenRequest{
-		tokenURL:     c.tokenURL(),
+		tokenURL:     cmp.Or(c.TokenURL, defaultTokenURL),
 		clientID:     c.ClientID,
 		clientSecret: c.ClientSecret,
-		audience:     c.audience(),
+		audience:     cmp.Or(c.Audience, defaultAudience),
 		caCert:       c.CACert,
 		timeout:      time.Duration(c.RequestTimeout) * time.Second,
 	}
-}
-
-func (c *configEntry) tokenURL() string {
-	if c.TokenURL == "" {
-		return defaultTokenURL
-	}
-	return c.TokenURL
-}
-
-func (c *configEntry) audience() string {
-	if c.Audience == "" {
-		return defaultAudience
-	}
-	return c.Audience
 }
 
 // schedule is the rotation_schedule; nil if there is none.
@@ -363,7 +351,7 @@ func (c *configEntry) setFields(data map[string]any) error {
 		}
 	}
 	if value, given := data[fieldVerify]; given {
-		if _, err := parseutil.ParseBool(value); err != nil || value == nil || value == "" {
+		if _, err := parseutil.ParseBool(value); err != nil || value == "" {
 			return errors.New("verify must be true or false")
 		}
 	}
@@ -376,13 +364,21 @@ func checkFieldTypes(data map[string]any) error {
 	return new(configEntry).setFields(data)
 }
 
-// wholeNumber reads a number as JSON, the CLI or the plugin's wire bring it.
+// wholeNumber reads a number as JSON, the CLI or the plugin's wire bring it. Text
+// must be plain digits: the SDK understands fewer forms than strconv does, and quotes
+// what it does not.
 func wholeNumber(value any) (int64, error) {
-	n, err := strconv.ParseFloat(fmt.Sprint(value), 64)
-	if err != nil || n != math.Trunc(n) || math.Abs(n) > math.MaxInt32 {
+	n, err := strconv.ParseInt(fmt.Sprint(value), 10, 64)
+	if float, ok := value.(float64); ok {
+		n, err = int64(float), nil
+		if float != math.Trunc(float) || math.Abs(float) > math.MaxInt32 {
+			err = strconv.ErrRange
+		}
+	}
+	if text, ok := value.(string); err != nil || ok && text != strconv.FormatInt(n, 10) {
 		return 0, errors.New("a whole number")
 	}
-	return int64(n), nil
+	return n, nil
 }
 
 // seconds reads a duration: a number of seconds, or text such as 90m or 2d.
@@ -409,9 +405,12 @@ func checkText(field, value string) error {
 	switch {
 	case len(value) > maxFieldSize:
 		return fmt.Errorf("%s must be at most %d bytes long", field, maxFieldSize)
+	case strings.ContainsRune(value, utf8.RuneError):
+		return fmt.Errorf("%s must be valid UTF-8", field)
+	case strings.HasSuffix(value, "\n"):
+		return fmt.Errorf("%s must not end in a newline (does the file that it came from end in one?)", field)
 	case value != strings.TrimSpace(value) || strings.ContainsFunc(value, notPrintable):
-		return fmt.Errorf("%s must be printable text without leading or trailing spaces, tabs or newlines "+
-			"(does the file it came from end in a newline?)", field)
+		return fmt.Errorf("%s must be printable text without leading or trailing spaces, tabs or newlines", field)
 	}
 	return nil
 }
@@ -460,8 +459,8 @@ func credentialName(name string) (string, error) {
 	switch {
 	case name == "":
 		return defaultName, nil
-	case len(name) > maxNameSize || !validName.MatchString(name):
-		return "", &userError{"name must be at most 128 letters, digits, _, - and ., and begin and end with a letter, digit or _"}
+	case len(name) > maxNameSize || !validName.MatchString(name) || strings.Contains(name, ".."): // which storage refuses
+		return "", &userError{"name must be at most 128 letters, digits, _, - and ., begin and end with a letter, digit or _, and not hold two dots in a row"}
 	}
 	return name, nil
 }

@@ -22,16 +22,19 @@ func TestConfigRefusesBadFields(t *testing.T) {
 		says string
 	}{
 		"client_id empty":              {map[string]any{"client_id": ""}, "client_id is required"},
-		"client_id null":               {map[string]any{"client_id": nil}, "client_id must be a string"},
 		"client_id number":             {map[string]any{"client_id": 4711}, "client_id must be a string"},
-		"client_id with newline":       {map[string]any{"client_id": "id\n"}, "client_id must be printable"},
+		"client_id with newline":       {map[string]any{"client_id": "id\n"}, "client_id must not end in a newline (does the file that it came from end in one?)"},
 		"client_id too long":           {map[string]any{"client_id": strings.Repeat("x", 4097)}, "client_id must be at most 4096 bytes"},
 		"client_secret empty":          {map[string]any{"client_secret": ""}, "client_secret is required"},
 		"client_secret object":         {map[string]any{"client_secret": map[string]any{"v": testSecret}}, "client_secret must be a string"},
 		"client_secret list":           {map[string]any{"client_secret": []any{testSecret}}, "client_secret must be a string"},
 		"client_secret number":         {map[string]any{"client_secret": 1.5e300}, "client_secret must be a string"},
 		"client_secret bool":           {map[string]any{"client_secret": true}, "client_secret must be a string"},
-		"client_secret with newline":   {map[string]any{"client_secret": testSecret + "\n"}, "does the file it came from end in a newline?"},
+		"client_secret with newline":   {map[string]any{"client_secret": testSecret + "\n"}, "client_secret must not end in a newline"},
+		"client_secret with BOM":       {map[string]any{"client_secret": "\ufeff" + testSecret}, "client_secret must be printable text without leading or trailing spaces, tabs or newlines"},
+		"client_secret with NBSP":      {map[string]any{"client_secret": testSecret + "\u00a0"}, "client_secret must be printable"},
+		"client_secret with ZWSP":      {map[string]any{"client_secret": testSecret + "\u200b"}, "client_secret must be printable"},
+		"client_secret not UTF-8":      {map[string]any{"client_secret": testSecret + "\ufffd"}, "client_secret must be valid UTF-8"},
 		"token_url plain http":         {secretToo("token_url", "http://autopay.example/token"), "token_url must be an https URL"},
 		"token_url userinfo":           {secretToo("token_url", "https://me:"+testSecret+"@autopay.example/"), "token_url must not hold a user name"},
 		"token_url control character":  {secretToo("token_url", "https://autopay.example/\x00"), "token_url must be printable"},
@@ -52,11 +55,13 @@ func TestConfigRefusesBadFields(t *testing.T) {
 		"rotation_period text":         {map[string]any{"rotation_period": testSecret}, "rotation_period must be a duration"},
 		"rotation_period overflow":     {map[string]any{"rotation_period": "99999999999999999999"}, "rotation_period must be"},
 		"rotation_period 11 years":     {map[string]any{"rotation_period": "4015d"}, "rotation_period must be 0"},
+		"rotation_period 1e3":          {map[string]any{"rotation_period": "1e3"}, "rotation_period must be a duration"},
 		"request_timeout 0":            {map[string]any{"request_timeout": 0}, "request_timeout must be from 1 to 60"},
 		"request_timeout 61":           {map[string]any{"request_timeout": "61s"}, "request_timeout must be from 1 to 60"},
-		"request_timeout null":         {map[string]any{"request_timeout": nil}, "request_timeout must be a duration"},
 		"token_request_limit -1":       {map[string]any{"token_request_limit": -1}, "token_request_limit must be from 0"},
 		"token_request_limit fraction": {map[string]any{"token_request_limit": 1.5}, "token_request_limit must be a whole number"},
+		"token_request_limit hex":      {map[string]any{"token_request_limit": "0x1p4"}, "token_request_limit must be a whole number"},
+		"token_request_limit 08":       {map[string]any{"token_request_limit": "08"}, "token_request_limit must be a whole number"},
 		"token_request_limit text":     {map[string]any{"token_request_limit": testSecret}, "token_request_limit must be a whole number"},
 		"token_request_limit huge":     {map[string]any{"token_request_limit": 1e18}, "token_request_limit must be"},
 		"verify text":                  {map[string]any{"verify": testSecret}, "verify must be true or false"},
@@ -69,7 +74,7 @@ func TestConfigRefusesBadFields(t *testing.T) {
 			e := configured(t, "request_timeout", 5)
 			e.wantUnchanged(func() {
 				resp, err := e.write("config", test.data)
-				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), test.says) {
+				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), test.says) || strings.Contains(say(resp, err), "does the file") != strings.Contains(test.says, "newline (") && strings.Contains(test.says, "tabs") {
 					t.Errorf("got %d %q, want a 400 that says %q", code(resp, err), say(resp, err), test.says)
 				}
 			})

@@ -46,7 +46,7 @@ type counters struct {
 func (n *counters) countExchange(x *exchangeError, took time.Duration) {
 	outcome := requestSuccess
 	switch {
-	case x != nil && x.refused:
+	case x != nil && x.kind == refusal:
 		outcome = requestRefused
 	case x != nil:
 		outcome = requestError

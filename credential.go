@@ -13,12 +13,11 @@ import (
 )
 
 const (
-	// readOnlyPause is how long reads start no refresh on a node that has found
-	// that it may not write.
-	readOnlyPause = 10 * time.Second
-	// storagePause is how long storage that can't be read is left alone while a
-	// live token is in memory.
-	storagePause = time.Second
+	// failurePause is how long reads of a live token leave alone what has just failed:
+	// storage, or a refresh on a node that may not write.
+	failurePause = 10 * time.Second
+	// storageTimeout is how long reads of a live token wait for storage.
+	storageTimeout = time.Second
 )
 
 // errStopped answers those who ask while the mount is being stopped.
@@ -30,15 +29,12 @@ var errStopped = errors.New("the engine is shutting down")
 type credential struct {
 	node *node
 	name string
-	// renew is the job of a refresh (renewal.go). The caller holds the slot.
-	renew func(context.Context) error
-
 	snap atomic.Pointer[snapshot] // what readers are answered from; nil: not loaded
 	// storageVersion counts the times that storage may have changed without this
 	// snapshot. A snapshot of another version is stale.
 	storageVersion atomic.Uint64
-	noRefreshUntil atomic.Int64 // Unix nanoseconds: reads start no refresh before
-	noStorageUntil atomic.Int64 // Unix nanoseconds: do not read storage before, because it has just failed
+	noRefreshUntil atomic.Int64 // node.uptime: reads start no refresh before
+	noStorageUntil atomic.Int64 // node.uptime: reads of a live token do not read storage before
 
 	counters atomic.Pointer[counters] // new ones once the credential is deleted
 
@@ -57,15 +53,23 @@ type credential struct {
 type unverifiedError struct {
 	*exchangeError
 	settings [sha256.Size]byte // of the token request that was tried
-	at       time.Time
+	until    time.Time         // the same write is answered with this error
+}
+
+// Error implements error. Storing without verification helps in an outage alone:
+// everything else would fail again at the first read, and may cost a token each time.
+func (e *unverifiedError) Error() string {
+	text := e.text + "; nothing was changed; the same write may be tried again at " + formatTime(e.until)
+	if e.kind == outage || e.kind == busy {
+		text += "; to store it without asking Autopay, set verify=false"
+	}
+	return text
 }
 
 // flight is one refresh that any number of readers wait for.
 type flight struct {
-	done     chan struct{} // closed at the end
-	err      error         // set before done is closed
-	urgent   chan struct{} // closed as soon as a reader waits
-	urgently sync.Once     // closes urgent
+	done chan struct{} // closed at the end
+	err  error         // set before done is closed
 }
 
 func (c *credential) log() hclog.Logger { return c.node.log(c.name) }
@@ -81,15 +85,15 @@ func (c *credential) current(ctx context.Context) (*snapshot, error) {
 		// The version is taken first: a change that comes while storage is read
 		// makes what was read stale at once.
 		version, old, now := c.storageVersion.Load(), c.snap.Load(), c.node.now()
-		if old != nil && (old.storageVersion == version || old.live(now) && now.UnixNano() < c.noStorageUntil.Load()) {
+		if old != nil && (old.storageVersion == version || old.live(now) && c.paused(&c.noStorageUntil)) {
 			return old, nil
 		}
-		s, err := c.node.load(ctx, c.name, old)
+		s, err := c.load(ctx, old)
 		if err != nil {
 			if old == nil || !old.live(c.node.now()) {
 				return nil, err
 			}
-			c.noStorageUntil.Store(c.node.now().Add(storagePause).UnixNano())
+			c.pause(&c.noStorageUntil)
 			c.log().Warn("storage can't be read, serving the token in memory", "error", err)
 			return old, nil
 		}
@@ -98,6 +102,24 @@ func (c *credential) current(ctx context.Context) (*snapshot, error) {
 			return s, nil
 		}
 	}
+}
+
+// load is node.load, but waits no longer than storageTimeout while old is live.
+func (c *credential) load(ctx context.Context, old *snapshot) (*snapshot, error) {
+	if old != nil && old.live(c.node.now()) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, storageTimeout)
+		defer cancel()
+	}
+	return c.node.load(ctx, c.name, old)
+}
+
+func (c *credential) pause(until *atomic.Int64) {
+	until.Store(int64(c.node.uptime() + failurePause))
+}
+
+func (c *credential) paused(until *atomic.Int64) bool {
+	return int64(c.node.uptime()) < until.Load()
 }
 
 // replace puts a snapshot in the place of old, unless another one is there by
@@ -180,7 +202,7 @@ func (c *credential) refresh() *flight {
 	if c.flight != nil {
 		return c.flight
 	}
-	f := &flight{done: make(chan struct{}), urgent: make(chan struct{})}
+	f := &flight{done: make(chan struct{})}
 	if c.node.spawn(func(ctx context.Context) { c.runRefresh(ctx, f) }) {
 		c.flight = f
 	} else {
@@ -190,49 +212,49 @@ func (c *credential) refresh() *flight {
 	return f
 }
 
-// runRefresh waits for a place, renews the token and ends the flight.
+// refreshIfDue starts the refresh of a live token that is due.
+func (c *credential) refreshIfDue(s *snapshot, now time.Time) {
+	if s.due(now) && !c.paused(&c.noRefreshUntil) {
+		c.refresh()
+	}
+}
+
+// runRefresh waits until fewer than maxRefreshes run, renews the token and ends the
+// flight.
 func (c *credential) runRefresh(ctx context.Context, f *flight) {
-	if place := c.takePlace(ctx, f); place != nil {
-		defer func() { <-place }()
+	select {
+	case c.node.refreshes <- struct{}{}:
+		defer func() { <-c.node.refreshes }()
+	case <-ctx.Done():
 	}
-	f.err = c.exclusively(ctx, c.renew)
-	if errors.Is(f.err, logical.ErrReadOnly) {
-		c.noRefreshUntil.Store(c.node.now().Add(readOnlyPause).UnixNano())
+	f.err = c.exclusively(ctx, func(ctx context.Context) error {
+		// Over while the slot is held: whoever finds other settings from then on
+		// starts a refresh of their own, and does not join this one.
+		defer c.over(f)
+		return c.renewDue(ctx)
+	})
+	c.over(f)
+	var failed *failedAttempt
+	switch {
+	case errors.Is(f.err, logical.ErrReadOnly):
+		c.pause(&c.noRefreshUntil)
+	case f.err == nil, errors.As(f.err, &failed):
+		c.arm() // a timer that went off in the meantime has joined this refresh
 	}
-	c.mu.Lock()
-	c.flight = nil
-	c.mu.Unlock()
 	close(f.done)
 }
 
-// takePlace waits for one of the places that limit how many refreshes run at a
-// time, and returns the channel to give it back to; nil if ctx ends first. A
-// refresh that a reader waits for may take either kind of place.
-func (c *credential) takePlace(ctx context.Context, f *flight) chan struct{} {
-	background := c.node.firstAttempts
-	if s := c.snap.Load(); s != nil && s.entry.Failure != nil {
-		background = c.node.retries
-	}
-	select {
-	case background <- struct{}{}:
-		return background
-	case <-ctx.Done():
-		return nil
-	case <-f.urgent:
-	}
-	select {
-	case c.node.urgent <- struct{}{}:
-		return c.node.urgent
-	case background <- struct{}{}:
-		return background
-	case <-ctx.Done():
-		return nil
+// over makes room for the next refresh.
+func (c *credential) over(f *flight) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.flight == f {
+		c.flight = nil
 	}
 }
 
 // wait waits for the flight's end, or for the end of ctx.
 func (f *flight) wait(ctx context.Context) error {
-	f.urgently.Do(func() { close(f.urgent) })
 	select {
 	case <-f.done:
 		return f.err
@@ -241,29 +263,17 @@ func (f *flight) wait(ctx context.Context) error {
 	}
 }
 
-// arm sets the timer to the next refresh. There is none for a credential whose
-// first token has not been requested yet: readers and Vault's periodic call do that.
+// arm sets the timer to the next refresh. There is none once the mount is stopped,
+// and for a credential whose first token has not been requested yet: readers and
+// Vault's periodic call do that.
 func (c *credential) arm() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.stopTimer()
-	s := c.snap.Load()
-	if s.config == nil || s.pending() || c.node.stopped() {
-		return
-	}
-	c.timer = time.AfterFunc(s.wait(c.node.now()), func() { c.refresh() })
-}
-
-// disarm stops the timer, for good once the mount is stopped.
-func (c *credential) disarm() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stopTimer()
-}
-
-func (c *credential) stopTimer() {
 	if c.timer != nil {
 		c.timer.Stop()
 		c.timer = nil
+	}
+	if s := c.snap.Load(); s != nil && s.config != nil && !s.pending() && !c.node.stopped() {
+		c.timer = time.AfterFunc(s.wait(c.node.now()), func() { c.refresh() })
 	}
 }

@@ -41,11 +41,11 @@ func wantFit(t *testing.T, text string) {
 func FuzzAnswer(f *testing.F) {
 	const (
 		secret = `canary"secret<4711`
-		// Everything that the engine says about a 200.
-		ours = "Autopay sent a malformed answer: its media type is not application/json; it is larger than 1 MiB; " +
-			"access_token has the wrong type; token_type has the wrong type; scope has the wrong type; it is not a JSON object; " +
-			"access_token must be 1 to 65536 printable ASCII characters without spaces; token_type must be Bearer; " +
-			"scope must be at most 65536 printable ASCII characters; expires_in must be a whole number of seconds from 1 to ten years"
+		// Everything that the engine itself says of an answer, but for its status.
+		ours = "Autopay sent a malformed answer: it is larger than 1 MiB; it has a Content-Encoding, which was not asked for; " +
+			"it is not a JSON object; access_token must be 1 to 65536 printable ASCII characters without spaces; token_type must be Bearer; " +
+			"expires_in must be a whole number of seconds, at least 1; Autopay refused the credential (200): " +
+			"Autopay answered 200: the answer is text/html, not JSON; a proxy or firewall may have sent it"
 	)
 	quote := func(s string) string {
 		quoted, _ := json.Marshal(s)
@@ -53,6 +53,7 @@ func FuzzAnswer(f *testing.F) {
 	}
 	fill := strings.NewReplacer("LONG", strings.Repeat("x", 65537), "SECRET", quote(secret), "SENT", quote(quote(secret)))
 	f.Fuzz(func(t *testing.T, status int, media, retryAfter, location, body string) {
+		template := body + strings.ReplaceAll(body, "\\", "")
 		status, body = max(status, -status, 0)%1000, fill.Replace(body)
 		answerTo := func(body string) (tokenAnswer, *exchangeError) {
 			c := &client{now: func() time.Time { return start2000 }, transport: roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -65,39 +66,46 @@ func FuzzAnswer(f *testing.F) {
 			})
 		}
 		got, fault := answerTo(body)
+		var said struct {
+			Token       any         `json:"access_token"`
+			Lifetime    json.Number `json:"expires_in"` // quoted or not
+			Error       any         `json:"error"`
+			Description any         `json:"error_description"`
+		}
+		_ = json.Unmarshal([]byte(strings.TrimPrefix(body, "\ufeff")), &said)
 		if fault == nil {
-			var said struct {
-				Seconds float64 `json:"expires_in"`
+			n, want := len(got.accessToken), 3650*24*time.Hour
+			if seconds, err := said.Lifetime.Int64(); err == nil && seconds < 3650*24*3600 {
+				want = time.Duration(seconds) * time.Second
+			} else if float, _ := said.Lifetime.Float64(); float < 3650*24*3600 {
+				want = time.Duration(float) * time.Second
 			}
-			_ = json.Unmarshal([]byte(body), &said)
-			if n := len(got.accessToken); status != 200 || n < 1 || n > 65536 || beyond('!', got.accessToken) || beyond(' ', got.scope) ||
-				got.lifetime < time.Second || got.lifetime > 3650*24*time.Hour || got.lifetime%time.Second != 0 || got.lifetime.Seconds() != said.Seconds {
+			if status/100 != 2 || n < 1 || n > 65536 || got.accessToken != said.Token || beyond('!', got.accessToken) || beyond(' ', got.scope) || got.lifetime != want {
 				t.Errorf("taken from a %d: token %.99q, scope %.99q, lifetime %s", status, got.accessToken, got.scope, got.lifetime)
 			}
 			return
 		}
 		wantFit(t, fault.text)
-		if strings.Contains(fault.text, secret) || strings.Contains(fault.text, quote(secret)) {
-			t.Errorf("the secret is shown: %q", fault.text)
+		for _, s := range []string{secret, quote(secret)} {
+			for i := range len(s) - 5 {
+				if run := s[i : i+6]; strings.Contains(fault.text, run) && !strings.Contains(template, run) {
+					t.Errorf("a part of the secret, %q, is shown: %q", run, fault.text)
+				}
+			}
 		}
-		refused := status/100 == 4 && status != 408 && status != 429
-		if fault.noToken != (status/100 != 2) || fault.refused != refused || fault.retryAfter < 0 || fault.retryAfter > time.Hour {
+		want := ruleFor(status, said.Error != nil && said.Error != "" && (said.Token == nil || said.Token == ""))
+		if fault.noToken == want.counts || fault.kind != want.kind || fault.retryAfter < 0 || fault.retryAfter > time.Hour {
 			t.Errorf("a %d is understood as %+v", status, fault)
 		}
 		// The text shows nothing of the raw answer but Autopay's error and description.
-		meant := ours
-		if status != http.StatusOK {
-			_, mute := answerTo("")
-			var said struct {
-				Error       any `json:"error"`
-				Description any `json:"error_description"`
-			}
-			_ = json.Unmarshal([]byte(body), &said)
-			meant = mute.text
-			for _, v := range []any{said.Error, said.Description} {
-				if text, ok := v.(string); ok {
-					meant += "\n" + text + "\n" + cleanText(text, secret)
-				}
+		_, mute := answerTo("")
+		meant := ours + "\n"
+		if mute != nil {
+			meant += mute.text
+		}
+		for _, v := range []any{said.Error, said.Description} {
+			if text, ok := v.(string); ok {
+				meant += "\n" + text + "\n" + cleanText(text, secret)
 			}
 		}
 		for i := range max(len(fault.text)-15, 0) {
@@ -252,7 +260,7 @@ func (z *storedFuzz) wantServed() {
 	}
 	kept, _ := decodeToken([]byte(z.stored("token/x")), z.clock())
 	kept = kept.forGeneration(z.config.Generation)
-	wanted := kept.AccessToken == "" && kept.Failure == nil && checkTokenURL(z.config.tokenURL()) == nil
+	wanted := kept.AccessToken == "" && kept.Failure == nil && checkTokenURL(z.config.tokenRequest().tokenURL) == nil
 	z.tick()
 	c := z.credential("x")
 	c.mu.Lock()
@@ -281,7 +289,7 @@ func (z *storedFuzz) wantServed() {
 	before := z.sent.Load()
 	z.moved.Add(24*3600 + 2)
 	z.sim.SetFault(autopaysim.Fault{})
-	usable := checkTokenURL(z.config.tokenURL()) == nil // else no request may be sent
+	usable := checkTokenURL(z.config.tokenRequest().tokenURL) == nil // else no request may be sent
 	if z.serve() == "" && z.sent.Load() == before && usable {
 		z.t.Error("blocked for more than a day")
 	}

@@ -160,7 +160,7 @@ func (m *mount) changedElsewhere(key string) {
 func (m *mount) close() {
 	m.stop()
 	m.credentials.Range(func(_, v any) bool {
-		v.(*credential).disarm()
+		v.(*credential).arm() // stops it
 		return true
 	})
 }

@@ -14,14 +14,10 @@ import (
 )
 
 const (
-	// refreshPlaces is how many refreshes run at a time that no reader waits
-	// for. First attempts and retries have as many places each, so that
-	// credentials that hang never delay healthy ones.
-	refreshPlaces = 8
-	// urgentPlaces is how many refreshes run at a time that readers wait for.
-	urgentPlaces = 64
-	// cleanTimeout is how long stop waits. Vault holds a lock for every mount in
-	// the process while it calls Clean.
+	// maxRefreshes is how many refreshes of a mount run at a time.
+	maxRefreshes = 32
+	// cleanTimeout is how long stop waits. Vault holds a lock for every mount in the
+	// process while it calls Clean.
 	cleanTimeout = time.Second
 )
 
@@ -37,9 +33,8 @@ type node struct {
 	uuid    string                 // names the mount until path is known
 	path    atomic.Pointer[string] // of the mount; requests tell it
 
-	// Each channel holds one element per refresh under way. Waiting senders are
-	// served in the order they came.
-	firstAttempts, retries, urgent chan struct{}
+	begun     time.Time
+	refreshes chan struct{} // one element per refresh under way; who waits is served in turn
 
 	mu   sync.Mutex      // guards the start of jobs against stop
 	life context.Context //nolint:containedctx // the mount's own life, which stop ends
@@ -55,15 +50,13 @@ type options struct {
 
 func newNode(ctx context.Context, conf *logical.BackendConfig, opts options) *node {
 	n := &node{
-		storage:       conf.StorageView,
-		system:        conf.System,
-		events:        conf.EventsSender,
-		logger:        conf.Logger,
-		now:           opts.now,
-		uuid:          conf.BackendUUID,
-		firstAttempts: make(chan struct{}, refreshPlaces),
-		retries:       make(chan struct{}, refreshPlaces),
-		urgent:        make(chan struct{}, urgentPlaces),
+		storage:   conf.StorageView,
+		system:    conf.System,
+		events:    conf.EventsSender,
+		logger:    conf.Logger,
+		now:       opts.now,
+		uuid:      conf.BackendUUID,
+		refreshes: make(chan struct{}, maxRefreshes),
 	}
 	if n.now == nil {
 		n.now = time.Now //nolint:forbidigo // the one place that names the clock
@@ -71,6 +64,7 @@ func newNode(ctx context.Context, conf *logical.BackendConfig, opts options) *no
 	if n.logger == nil {
 		n.logger = hclog.NewNullLogger()
 	}
+	n.begun = n.now()
 	n.client = &client{now: n.now, transport: opts.transport}
 	// Not ctx itself: the mount outlives the call that made it.
 	n.life, n.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -104,6 +98,9 @@ func (n *node) stop() {
 	case <-time.After(cleanTimeout):
 	}
 }
+
+// uptime is how long the mount has been there. No step of the wall clock changes it.
+func (n *node) uptime() time.Duration { return n.now().Sub(n.begun) }
 
 func (n *node) stopped() bool { return n.life.Err() != nil }
 

@@ -215,8 +215,14 @@ func (m *mount) pathConfigDelete(
 	if err != nil {
 		return respondError(err)
 	}
-	c, exists, err := m.lookupDamaged(ctx, name)
-	if err == nil && exists {
+	c, _, err := m.lookupDamaged(ctx, name)
+	if c == nil && err == nil {
+		var left tokenEntry // of a creation that failed before the last restart
+		if left, err = m.getToken(ctx, name); len(left.Requests) > 0 {
+			c = m.credential(name)
+		}
+	}
+	if c != nil && err == nil {
 		err = c.exclusively(ctx, c.remove)
 	}
 	if err != nil {

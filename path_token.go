@@ -38,10 +38,9 @@ func (m *mount) pathToken() *framework.Path {
 		readSynopsis, readDescription)
 }
 
-// hotRead answers a read of a live token that is not due, from memory (rule 1)
-// and without the framework, which asks Vault for its replication state on every
-// request (sdk/framework/backend.go, HandleRequest). It returns nil for
-// everything else.
+// hotRead answers a read of a live token from memory (rule 1) and without the
+// framework, which asks Vault for its replication state on every request
+// (sdk/framework/backend.go, HandleRequest). It returns nil for everything else.
 func (m *mount) hotRead(req *logical.Request) *logical.Response {
 	if req.Operation != logical.ReadOperation || len(req.Data) != 0 {
 		return nil
@@ -58,9 +57,10 @@ func (m *mount) hotRead(req *logical.Request) *logical.Response {
 		return nil
 	}
 	s, now := c.snap.Load(), m.now()
-	if s == nil || s.storageVersion != c.storageVersion.Load() || !s.live(now) || s.due(now) {
+	if s == nil || s.storageVersion != c.storageVersion.Load() || !s.live(now) {
 		return nil
 	}
+	c.refreshIfDue(s, now)
 	return tokenResponse(c, s, now)
 }
 
@@ -84,12 +84,13 @@ func (m *mount) pathTokenRead(
 	return tokenResponse(c, s, m.now()), nil
 }
 
-// awaitLive returns a snapshot with a live token: s at once if it is one. It
-// starts the refresh that is due.
+// awaitLive returns a snapshot with a live token: s at once if it is one. Otherwise
+// it waits for a refresh, and for one more each time that the settings change
+// meanwhile, but never twice for the same settings.
 func (m *mount) awaitLive(ctx context.Context, c *credential, s *snapshot) (*snapshot, error) {
 	now := m.now()
-	if s.live(now) && s.due(now) && now.UnixNano() >= c.noRefreshUntil.Load() {
-		c.refresh()
+	if s.live(now) {
+		c.refreshIfDue(s, now)
 	}
 	for !s.live(now) {
 		if !m.mayWrite() {
@@ -101,18 +102,21 @@ func (m *mount) awaitLive(ctx context.Context, c *credential, s *snapshot) (*sna
 			}
 			return nil, f
 		}
+		settings := s.config.Generation
 		err := c.refresh().wait(ctx)
 		now, s = m.now(), c.snap.Load()
-		if s.live(now) {
-			break // whatever became of this refresh
-		}
-		if err == nil {
+		switch {
+		case s.live(now): // whatever became of this refresh
+			return s, nil
+		case err == nil:
 			err = c.unusable(s) // deleted or damaged in the meantime
+		}
+		if err == nil && s.config.Generation == settings {
+			err = errStopped
 		}
 		if err != nil {
 			return nil, err
 		}
-		// The settings have changed in the meantime, and have no token yet.
 	}
 	return s, nil
 }

@@ -11,13 +11,12 @@ import (
 )
 
 // verifySpacing is the time after a failed verification in which the same one is
-// not sent again.
+// not sent again, unless Autopay asks for more.
 const verifySpacing = 5 * time.Second
 
 // newCredential returns the credential of a name, with nothing loaded yet.
 func newCredential(n *node, name string) *credential {
 	c := &credential{node: n, name: name, slot: make(chan struct{}, 1)}
-	c.renew = c.renewDue
 	c.counters.Store(new(counters))
 	return c
 }
@@ -143,8 +142,10 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) 
 	now := c.node.now()
 	withToken := entry
 	if x == nil {
-		if withToken = entry.withToken(config.Generation, answer, sent, now); !before(now, withToken.liveUntil()) {
-			x = &exchangeError{text: "Autopay's token had expired when it arrived"}
+		// Readers judge by the same predicate: whoever asks again finds a token that
+		// can be had, or a failure with its backoff.
+		if withToken = entry.withToken(config.Generation, answer, sent, now); !withToken.live(now) {
+			x = entry.forGeneration(config.Generation).expiredOnArrival(answer, now)
 		}
 	}
 	c.counters.Load().countExchange(x, now.Sub(begun))
@@ -222,7 +223,7 @@ func (c *credential) configured(args ...any) {
 // verification is answered as before, without a request.
 func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry) (tokenEntry, error) {
 	settings := sha256.Sum256(fmt.Append(nil, next.tokenRequest()))
-	if last := c.unverified; last != nil && last.settings == settings && c.node.now().Sub(last.at) < verifySpacing {
+	if last := c.unverified; last != nil && last.settings == settings && last.until.Sub(c.node.now()) > 0 {
 		return s.entry, last
 	}
 	entry, err := c.ask(ctx, s, next)
@@ -240,20 +241,28 @@ func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry)
 		return entry, err
 	}
 	c.save(ctx, s, s.config, entry) // config and token stay as they were, the ledger does not
-	c.unverified = &unverifiedError{x, settings, c.node.now()}
+	c.unverified = &unverifiedError{x, settings, c.node.now().Add(max(verifySpacing, x.retryAfter))}
 	return entry, c.unverified
 }
 
-// remove deletes the credential, its token and its ledger. The config goes last:
-// as long as it is there, a delete that failed can be repeated.
+// remove deletes the credential, its token and its ledger, also those that a failed
+// creation has left. The config goes last: as long as it is there, a delete that
+// failed can be repeated.
 func (c *credential) remove(ctx context.Context) error {
+	s, err := c.current(ctx)
+	if err != nil {
+		return err
+	}
 	for _, key := range []string{tokenPrefix + c.name, configPrefix + c.name} {
 		if err := c.node.deleteKey(ctx, key); err != nil {
 			c.stale() // the delete may have succeeded despite the error
 			return err
 		}
 	}
-	c.publish(c.snap.Load(), newSnapshot(nil, tokenEntry{}, c.node.now()))
+	c.publish(s, newSnapshot(nil, tokenEntry{}, c.node.now()))
+	if notConfigured(c.unusable(s)) {
+		return nil
+	}
 	c.counters.Store(new(counters))
 	c.node.send(eventConfigDelete, c.name)
 	c.log().Info("credential deleted")

@@ -22,13 +22,12 @@ func respondError(err error) (*logical.Response, error) {
 	switch {
 	case errors.As(err, &user), errors.As(err, &missing):
 		return logical.ErrorResponse(err.Error()), nil
-	case errors.As(err, &unverified) && unverified.refused:
-		return logical.ErrorResponse(unverified.text + "; nothing was changed"), nil
+	case errors.As(err, &unverified) && unverified.kind == refusal:
+		return logical.ErrorResponse(unverified.Error()), nil
 	case errors.As(err, &unverified):
-		return nil, logical.CodedError(statuses[unavailable],
-			unverified.text+"; nothing was changed; to store it without asking Autopay, set verify=false")
+		return nil, logical.CodedError(http.StatusServiceUnavailable, unverified.Error())
 	case errors.As(err, &failed):
-		return nil, logical.CodedError(statuses[failed.Kind], failed.Error())
+		return nil, logical.CodedError(int(failed.Kind), failed.Error())
 	case errors.Is(err, logical.ErrReadOnly):
 		return nil, logical.ErrReadOnly
 	case errors.Is(err, errStopped), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):

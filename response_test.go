@@ -24,8 +24,9 @@ func TestRespondError(t *testing.T) {
 	}{
 		"a bad field":              {&userError{"bad"}, http.StatusBadRequest, "bad"},
 		"not configured":           {&notConfiguredError{"oslo"}, http.StatusBadRequest, "config/oslo"},
-		"not verified":             {&unverifiedError{exchangeError: exchange}, http.StatusServiceUnavailable, "down; nothing was changed; to store it without asking Autopay, set verify=false"},
-		"refused":                  {&unverifiedError{exchangeError: &exchangeError{text: "no", refused: true}}, http.StatusBadRequest, "no; nothing was changed"},
+		"not verified":             {&unverifiedError{exchangeError: exchange, until: start2000}, http.StatusServiceUnavailable, "down; nothing was changed; the same write may be tried again at 2000-01-01T00:00:00Z; to store it without asking Autopay, set verify=false"},
+		"not verified, malformed":  {&unverifiedError{exchangeError: &exchangeError{text: "bad", kind: unusable}, until: start2000}, http.StatusServiceUnavailable, "bad; nothing was changed; the same write may be tried again at 2000-01-01T00:00:00Z"},
+		"refused":                  {&unverifiedError{exchangeError: &exchangeError{text: "no", kind: refusal}}, http.StatusBadRequest, "no; nothing was changed"},
 		"no token, unavailable":    {failed(unavailable, "down"), http.StatusServiceUnavailable, "down; the next attempt is at 2000-01-01T00:00:00Z"},
 		"no token, refused":        {failed(refused, "no"), http.StatusBadGateway, "no; the next attempt is at"},
 		"no token, storage":        {failed(storageFailed, "disk full"), http.StatusInternalServerError, "disk full; the next attempt is at"},
@@ -40,7 +41,8 @@ func TestRespondError(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			resp, err := respondError(test.err)
-			if code(resp, err) != test.code || !strings.Contains(say(resp, err), test.says) {
+			if code(resp, err) != test.code || !strings.Contains(say(resp, err), test.says) ||
+				strings.Contains(say(resp, err), "verify=false") != strings.Contains(test.says, "verify=false") {
 				t.Errorf("got %d %q, want %d %q", code(resp, err), say(resp, err), test.code, test.says)
 			}
 			// Wrapped, a code would not cross the plugin boundary, and Vault would not pass the request on.

@@ -19,7 +19,7 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		token := e.token("token")["access_token"]
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500})
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
 		time.Sleep(18*time.Hour + time.Second)
 		synctest.Wait()
 		for range 6*3600 - 40 { // to the end of the token's life
@@ -37,7 +37,7 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		resp, err := e.read("token")
-		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "Autopay answered 500 Internal Server Error") || !strings.Contains(err.Error(), "; the next attempt is at 2000-01-02T00:") {
+		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "Autopay answered 503 Service Unavailable") || !strings.Contains(err.Error(), "; the next attempt is at 2000-01-02T00:") {
 			t.Errorf("without a live token: %d %v", code(resp, err), err)
 		}
 		if state := e.status("status")["state"]; state != "failing" {
@@ -55,6 +55,8 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 func TestRule5Backoff(t *testing.T) {
 	t.Parallel()
 	const sec, minute = time.Second, time.Minute
+	refused := [][2]time.Duration{{5 * minute, 5 * minute}, {585 * sec, 10 * minute}, {885 * sec, 15 * minute}}
+	unusable := [][2]time.Duration{{5 * minute, 5 * minute}, {585 * sec, 10 * minute}, {20*minute - 15*sec, 20 * minute}, {40*minute - 15*sec, 40 * minute}, {time.Hour - 15*sec, time.Hour}}
 	for name, test := range map[string]struct {
 		fault autopaysim.Fault
 		code  int
@@ -65,19 +67,25 @@ func TestRule5Backoff(t *testing.T) {
 			503,
 			[][2]time.Duration{{sec, sec}, {1500 * time.Millisecond, 2 * sec}, {3 * sec, 4 * sec}, {6 * sec, 8 * sec}, {12 * sec, 16 * sec}, {24 * sec, 32 * sec}, {45 * sec, minute}},
 		},
-		"status 429":              {autopaysim.Fault{Kind: "status", Status: 429}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"status 504":              {autopaysim.Fault{Kind: "lost"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"status 429":              {autopaysim.Fault{Kind: "status", Status: 429}, 503, [][2]time.Duration{{minute, minute}, {105 * sec, 2 * minute}, {225 * sec, 4 * minute}, {285 * sec, 5 * minute}}},
 		"status 408":              {autopaysim.Fault{Kind: "status", Status: 408}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
 		"redirect":                {autopaysim.Fault{Kind: "redirect"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
-		"malformed":               {autopaysim.Fault{Kind: "malformed"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"malformed":               {autopaysim.Fault{Kind: "malformed"}, 503, unusable},
+		"no token":                {autopaysim.Fault{Kind: "no_token"}, 503, unusable},
+		"HTML":                    {autopaysim.Fault{Kind: "html"}, 503, unusable},
+		"half of an answer":       {autopaysim.Fault{Kind: "cut"}, 503, unusable},
+		"an error in a 200":       {autopaysim.Fault{Kind: "oauth_error"}, 502, refused},
 		"cut":                     {autopaysim.Fault{Kind: "close"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
 		"hang":                    {autopaysim.Fault{Kind: "hang"}, 503, [][2]time.Duration{{11 * sec, 11 * sec}, {11 * sec, 70 * sec}}},
-		"status 400":              {autopaysim.Fault{Kind: "status", Status: 400}, 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
-		"status 401":              {autopaysim.Fault{Kind: "status", Status: 401}, 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
-		"status 403":              {autopaysim.Fault{Kind: "status", Status: 403}, 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
+		"status 400":              {autopaysim.Fault{Kind: "status", Status: 400}, 502, refused},
+		"status 401":              {autopaysim.Fault{Kind: "status", Status: 401}, 502, refused},
+		"status 403":              {autopaysim.Fault{Kind: "status", Status: 403}, 502, refused},
 		"Retry-After 90 s":        {retryAfter(503, "90"), 503, [][2]time.Duration{{90 * sec, 90 * sec}}},
-		"Retry-After 1 s":         {retryAfter(401, "1"), 502, [][2]time.Duration{{5 * minute, 5 * minute}}},
+		"Retry-After 90.5 s":      {retryAfter(503, "90.5"), 503, [][2]time.Duration{{91 * sec, 91 * sec}}},
+		"Retry-After 1 s":         {retryAfter(401, "1"), 502, refused},
 		"Retry-After 10 h":        {retryAfter(429, "36000"), 503, [][2]time.Duration{{time.Hour, time.Hour}}},
-		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, [][2]time.Duration{{30 * minute, 30 * minute}, {sec, sec + sec}, {sec, minute}}},
+		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, [][2]time.Duration{{30 * minute, 30 * minute}, {45 * sec, minute}}},
 		"Retry-After in words":    {retryAfter(503, "soon"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
 		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
 	} {
@@ -112,29 +120,11 @@ func TestRule5Backoff(t *testing.T) {
 	}
 }
 
-func TestRule5OperatorsAreTriedAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t, "client_secret", "not-yet-valid", "verify", false)
-		e.tick()
-		synctest.Wait()
-		e.wantRequests(1) // refused: the next attempt is in 5 minutes
-		e.wantCode(http.StatusBadGateway)(e.write("rotate", nil))
-		e.wantRequests(1)
-		time.Sleep(rotateDelay)
-		e.wantCode(http.StatusBadGateway)(e.write("rotate", nil))
-		e.wantRequests(2)
-		e.configure("default")
-		e.wantRequests(3)
-		e.token("token")
-		e.wantRequests(3)
-	})
-}
-
 // TestOutages prints what an outage of Autopay costs: how long the token takes to
 // come back after Autopay has, and how many requests were sent in vain.
 func TestOutages(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []autopaysim.Fault{{Kind: "hang"}, {Kind: "refused"}, {Kind: "status", Status: 503}, {Kind: "status", Status: 403}} {
+	for _, fault := range []autopaysim.Fault{{Kind: "hang"}, {Kind: "refused"}, {Kind: "status", Status: 503}, {Kind: "status", Status: 403}, {Kind: "lost"}, {Kind: "html"}} {
 		for _, length := range []time.Duration{10 * time.Minute, 3 * time.Hour, 48 * time.Hour, 7 * 24 * time.Hour} {
 			name := fmt.Sprintf("%s %d for %s", fault.Kind, fault.Status, length)
 			runInBubble(t, name, func(t *testing.T) {

@@ -147,7 +147,7 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 			t.Errorf("the tick took %s", took)
 		}
 	})
-	runInBubble(t, "a few refreshes run at a time, and one with a reader jumps the queue", func(t *testing.T) {
+	runInBubble(t, "a limited number of refreshes run at a time", func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		for i := range 60 {
 			e.configure(fmt.Sprintf("n%d", i), "verify", false)
@@ -155,15 +155,9 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
 		e.tick()
 		synctest.Wait()
-		e.wantRequests(8)
-		var wg sync.WaitGroup
-		for i := range 60 {
-			wg.Go(func() { e.token(fmt.Sprintf("token/n%d", i)) })
-		}
-		wg.Wait()
-		if waited := time.Since(start2000); waited > 5*time.Second {
-			t.Errorf("readers waited %s for requests of 5 s", waited)
-		}
+		e.wantRequests(32)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
 		e.wantRequests(60)
 	})
 	runInBubble(t, "it does nothing on a mount that is being disabled", func(t *testing.T) {
@@ -389,47 +383,15 @@ func TestManyColdCredentials(t *testing.T) {
 		for i := range names {
 			wg.Go(func() {
 				e.token(fmt.Sprintf("token/n%d", i))
-				if late := time.Since(start2000) - 5*time.Second*time.Duration(1+i/(urgentPlaces+refreshPlaces)); late > 0 {
+				if late := time.Since(start2000) - 5*time.Second*time.Duration(1+i/maxRefreshes); late > 0 {
 					t.Errorf("reader %d was answered %s too late", i, late)
 				}
 			})
 			synctest.Wait() // one after the other
 		}
 		wg.Wait()
-		if most := e.sim.Stats().MaxInFlight; most != urgentPlaces+refreshPlaces {
-			t.Errorf("%d exchanges at a time, want %d", most, urgentPlaces+refreshPlaces)
-		}
-	})
-}
-
-// TestHangingCredentialsDelayNobody: Autopay leaves many credentials without an
-// answer, again and again. A healthy one is refreshed on time.
-func TestHangingCredentialsDelayNobody(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("healthy")
-		for i := range 128 {
-			e.sim.SetClient(fmt.Sprintf("hangs%d", i), testSecret)
-			e.configure(fmt.Sprintf("n%d", i), "client_id", fmt.Sprintf("hangs%d", i), "request_timeout", 60, "rotation_period", "1h")
-		}
-		inner := e.opts.transport
-		e.opts.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
-			body, err := r.GetBody()
-			if err != nil {
-				return nil, err
-			}
-			asked := make([]byte, r.ContentLength)
-			if _, err := body.Read(asked); err == nil && strings.Contains(string(asked), "hangs") {
-				<-r.Context().Done()
-				return nil, r.Context().Err()
-			}
-			return inner.RoundTrip(r)
-		})
-		e.restart()
-		before := e.token("token/healthy")["access_token"]
-		time.Sleep(18*time.Hour + time.Minute) // the others have been hanging for hours
-		if e.token("token/healthy")["access_token"] == before {
-			t.Error("the refresh is more than a minute late")
+		if most := e.sim.Stats().MaxInFlight; most != maxRefreshes {
+			t.Errorf("%d exchanges at a time, want %d", most, maxRefreshes)
 		}
 	})
 }

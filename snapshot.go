@@ -36,7 +36,7 @@ func newSnapshot(config *configEntry, entry tokenEntry, now time.Time) *snapshot
 	s.entry = entry.forGeneration(config.Generation).withLedgerUntil(now)
 	s.limitedUntil = anchored(now, s.entry.limitedUntil(config.TokenRequestLimit))
 	if s.entry.AccessToken != "" {
-		s.liveFrom, s.liveUntil = s.entry.obtained().Add(-s.entry.margin()), s.entry.liveUntil()
+		s.liveFrom, s.liveUntil = s.entry.life()
 		s.period, s.periodReason = rotationPeriod(config, s.entry, now)
 		s.scheduled = s.entry.obtained().Add(s.period)
 		s.fields = map[string]any{
@@ -96,7 +96,7 @@ func (s *snapshot) rotationReason() string {
 	return s.periodReason
 }
 
-// live reports whether the token may be handed out (rule 4).
+// live is the entry's, without its cost.
 func (s *snapshot) live(now time.Time) bool {
 	return before(now, s.liveUntil) && !s.fromFuture(now)
 }

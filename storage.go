@@ -104,7 +104,7 @@ func (n *node) getToken(ctx context.Context, name string) (tokenEntry, error) {
 	}
 	entry, whole := decodeToken(stored.Value, n.now())
 	if !whole {
-		n.log(name).Error("the stored token entry is damaged, using the parts that are not")
+		n.log(name).Error("the stored token entry is damaged, keeping its ledger of requests at most")
 	}
 	return entry, nil
 }

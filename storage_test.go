@@ -106,9 +106,6 @@ func TestStoredByV010(t *testing.T) {
 		"with what a later version adds": func(stored string) string {
 			return strings.Replace(stored, "{", `{"introduced_later":{"a":[1]},`, 1)
 		},
-		"with a failure of a later form": func(stored string) string {
-			return strings.Replace(stored, `"status":503`, `"status":"unavailable"`, 1)
-		},
 		"with a rule that came later": func(stored string) string {
 			return strings.Replace(stored, `"request_timeout":10`, `"request_timeout":3600`, 1)
 		},

@@ -2,10 +2,8 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -17,9 +15,6 @@ const (
 	minTTL          = 5 * time.Second
 	maxOutageTTL    = 60 * time.Second // ttl while the token can't be replaced
 	liveMargin      = 30 * time.Second // a token this close to its expiry is not handed out
-	backoffFirst    = time.Second
-	backoffMax      = 60 * time.Second
-	refusedDelay    = 5 * time.Minute
 	youngToken      = 60 * time.Second // rotate keeps a token younger than this
 	rotateDelay     = 5 * time.Second  // after the first failed attempt; doubled with each further one
 	rotateDelayMax  = 5 * time.Minute
@@ -52,36 +47,15 @@ type tokenEntry struct {
 	Failure *failedAttempt `json:"failure,omitempty"`
 }
 
-// A failureKind says why an attempt to obtain a token failed.
+// A failureKind says why an attempt to obtain a token failed: it is the HTTP status
+// for those who wait for the token, here and in storage.
 type failureKind int
 
 const (
-	unavailable   failureKind = iota // Autopay can't be reached, or its answer holds no token
-	refused                          // Autopay refused the credential
-	storageFailed                    // the ledger could not be stored, so no request was sent
+	unavailable   failureKind = http.StatusServiceUnavailable  // Autopay can't be reached, or its answer holds no token
+	refused       failureKind = http.StatusBadGateway          // Autopay refused the credential
+	storageFailed failureKind = http.StatusInternalServerError // the ledger could not be stored, so no request was sent
 )
-
-// statuses are the HTTP statuses of the kinds, for those who wait for a token. They
-// also stand for the kinds in storage, as they have since v0.1.0.
-var statuses = map[failureKind]int{
-	unavailable:   http.StatusServiceUnavailable,
-	refused:       http.StatusBadGateway,
-	storageFailed: http.StatusInternalServerError,
-}
-
-// MarshalJSON implements json.Marshaler.
-func (k failureKind) MarshalJSON() ([]byte, error) { return json.Marshal(statuses[k]) }
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (k *failureKind) UnmarshalJSON(data []byte) error {
-	for kind, stored := range statuses {
-		if string(data) == fmt.Sprint(stored) {
-			*k = kind
-			return nil
-		}
-	}
-	return errors.New("unknown kind of failure")
-}
 
 // failedAttempt is an attempt to obtain a token that failed. It is the error
 // that readers without a live token get until NextAttempt.
@@ -100,6 +74,9 @@ type failedAttempt struct { //nolint:errname // stored data first, an error only
 func (f *failedAttempt) Error() string {
 	return fmt.Sprintf("%s; the next attempt is at %s", f.Text, formatTime(f.NextAttempt))
 }
+
+// wait is how long the attempt had to be followed by none.
+func (f *failedAttempt) wait() time.Duration { return f.NextAttempt.Sub(f.Time) }
 
 // untilRotate returns f as an operator's rotate sees it: NextAttempt is when
 // rotate may try. That is rotateDelay after the failure, doubled with each
@@ -120,54 +97,41 @@ func formatTime(t time.Time) string {
 	return t.Add(time.Second - 1).Truncate(time.Second).UTC().Format(time.RFC3339)
 }
 
-// decodeToken reads a stored entry. Token, ledger and failure are understood
-// apart from each other: what is damaged, or written by a version with other
-// rules, is left out, and whole is false. What is left out costs at most one
-// request more.
+// decodeToken reads a stored entry. If it is damaged, or written by a version with
+// other rules, whole is false and the ledger alone is kept if that can be read. That
+// costs one request.
 //
 // now is the time of loading, from which stored times count. A failure in the
 // future, which only a wrong clock can have written, counts as one of now.
 func decodeToken(data []byte, now time.Time) (e tokenEntry, whole bool) {
-	var parts struct {
-		Requests json.RawMessage `json:"requests"`
-		Failure  json.RawMessage `json:"failure"`
-	}
-	var token struct {
-		tokenEntry
-		Requests json.RawMessage `json:"requests"` // hides the field of tokenEntry
-		Failure  json.RawMessage `json:"failure"`
-	}
-	if json.Unmarshal(data, &parts) != nil {
-		return tokenEntry{}, false
-	}
-	if whole = json.Unmarshal(data, &token) == nil && token.valid(); whole {
-		e = token.tokenEntry
-	}
-	if parts.Requests != nil && json.Unmarshal(parts.Requests, &e.Requests) != nil {
-		e.Requests, whole = nil, false
-	}
-	if parts.Failure != nil && json.Unmarshal(parts.Failure, &e.Failure) != nil ||
-		e.Failure != nil && (e.Generation == "" || !e.Failure.valid()) {
-		e.Failure, whole = nil, false
+	if json.Unmarshal(data, &e) != nil || !e.valid() {
+		var ledger struct {
+			Requests []int64 `json:"requests"`
+		}
+		if json.Unmarshal(data, &ledger) != nil {
+			ledger.Requests = nil
+		}
+		return tokenEntry{Requests: ledger.Requests}, false
 	}
 	e.clock = now
 	e.NextRotation = anchored(now, e.NextRotation)
 	if f := e.Failure; f != nil {
-		wait := f.NextAttempt.Sub(f.Time)
+		wait := f.wait()
 		f.Time = anchored(now, f.Time)
 		if f.Time.After(now) {
 			f.Time = now
 		}
 		f.NextAttempt = f.Time.Add(wait)
 	}
-	return e, whole
+	return e, true
 }
 
-// valid reports whether the engine could have written the token part of the
-// entry. Damage that still decodes could be handed to a reader or keep one
-// waiting without end.
+// valid reports whether the engine could have written the entry. Damage that still
+// decodes could be handed to a reader or keep one waiting without end.
 func (e tokenEntry) valid() bool {
 	switch {
+	case e.Failure != nil && (e.Generation == "" || !e.Failure.valid()):
+		return false
 	case e.AccessToken == "":
 		return e.Scope == "" && e.ExpireTime.IsZero() && e.LastVaultRotation.IsZero() && e.NextRotation.IsZero()
 	case e.Generation == "" || len(e.AccessToken) > maxTokenSize || !visibleASCII(e.AccessToken, '!'):
@@ -184,8 +148,9 @@ func (e tokenEntry) valid() bool {
 
 // valid reports whether the engine could have written the failure.
 func (f *failedAttempt) valid() bool {
-	wait := f.NextAttempt.Sub(f.Time)
-	return f.Count > 0 && f.Count < maxFailureCount && wait >= backoffFirst && wait <= ledgerWindow &&
+	wait := f.wait()
+	return (f.Kind == unavailable || f.Kind == refused || f.Kind == storageFailed) &&
+		f.Count > 0 && f.Count < maxFailureCount && wait >= time.Second && wait <= ledgerWindow &&
 		f.RetryAfter >= 0 && f.RetryAfter <= int64(maxRetryAfter/time.Second) &&
 		len(f.Text) <= maxFieldSize && !strings.ContainsFunc(f.Text, notPrintable)
 }
@@ -217,12 +182,20 @@ func (e tokenEntry) margin() time.Duration {
 // obtained is when the token was requested.
 func (e tokenEntry) obtained() time.Time { return anchored(e.clock, e.LastVaultRotation) }
 
-// liveUntil is when the token stops being handed out; zero without a token.
-func (e tokenEntry) liveUntil() time.Time {
+// life is when the token may be handed out: from shortly before it was requested,
+// because the clocks of two nodes differ, until shortly before it expires. Both are
+// zero without a token.
+func (e tokenEntry) life() (from, until time.Time) {
 	if e.AccessToken == "" {
-		return time.Time{}
+		return time.Time{}, time.Time{}
 	}
-	return anchored(e.clock, e.ExpireTime.Add(-e.margin()))
+	return e.obtained().Add(-e.margin()), anchored(e.clock, e.ExpireTime.Add(-e.margin()))
+}
+
+// live reports whether the token may be handed out (rule 4).
+func (e tokenEntry) live(now time.Time) bool {
+	from, until := e.life()
+	return before(now, until) && !before(now, from)
 }
 
 // unixUp is t in Unix seconds, rounded up so that the ledger's window is never
@@ -264,6 +237,7 @@ func (e tokenEntry) limitedUntil(limit int) time.Time {
 // limit requests in 24 hours, allows none before until.
 func (e tokenEntry) limitedAttempt(limit int, until time.Time) *failedAttempt {
 	return &failedAttempt{
+		Kind:        unavailable,
 		Text:        fmt.Sprintf("the token_request_limit of %d in 24 hours is used up; raise it, or wait", limit),
 		Time:        e.lastRequest(), // the one that used it up
 		Count:       e.failures(),
@@ -321,14 +295,28 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 		}
 		return e
 	}
-	// The same token again. Nothing changes but the next attempt, unless the
-	// token was reissued after we considered it expired.
-	e.LastVaultRotation = old.LastVaultRotation
-	if before(now, old.liveUntil()) {
-		e.Scope, e.ExpireTime, e.clock = old.Scope, old.ExpireTime, old.clock
+	// The same token again. Nothing changes but the next attempt, unless the token
+	// was reissued after we considered it expired. A time in the future, which a
+	// wrong clock has left, is then put right.
+	switch {
+	case old.live(now):
+		e.Scope, e.ExpireTime, e.LastVaultRotation, e.clock = old.Scope, old.ExpireTime, old.LastVaultRotation, old.clock
+	case !old.LastVaultRotation.After(sent):
+		e.LastVaultRotation = old.LastVaultRotation
 	}
 	e.NextRotation = now.Add(max(timeLeft(now, anchored(e.clock, e.ExpireTime))/2, minTTL))
 	return e
+}
+
+// expiredOnArrival describes an answer whose token can't be handed out at now. If
+// it is the token that was already there, the next one is to be had once that has
+// expired.
+func (e tokenEntry) expiredOnArrival(answer tokenAnswer, now time.Time) *exchangeError {
+	left := timeLeft(now, anchored(e.clock, e.ExpireTime))
+	if e.AccessToken == answer.accessToken && left > 0 {
+		return &exchangeError{kind: outage, text: "Autopay answered with the same token again, which is about to expire", retryAfter: ceilSecond(left)}
+	}
+	return &exchangeError{kind: unusable, text: "Autopay's token had expired when it arrived"}
 }
 
 // withFailedExchange returns the entry with an exchange that failed at now,
@@ -337,11 +325,10 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 func (e tokenEntry) withFailedExchange(generation string, x *exchangeError, limit int, now time.Time) tokenEntry {
 	e = e.forGeneration(generation)
 	f := failedAttempt{Kind: unavailable, Text: x.text, RetryAfter: int64(x.retryAfter / time.Second)}
-	delay := e.backoff()
-	if x.refused {
-		f.Kind, delay = refused, refusedDelay
+	if x.kind == refusal {
+		f.Kind = refused
 	}
-	delay = max(delay, x.retryAfter)
+	delay := max(backoffs[x.kind].after(e.lastWait()), x.retryAfter)
 	// An exchange that may have cost a token: from half the limit on, the rest
 	// has to last for 24 hours.
 	if used := e.requestsAt(now); !x.noToken && limit > 0 && 2*used >= limit {
@@ -354,15 +341,15 @@ func (e tokenEntry) withFailedExchange(generation string, x *exchangeError, limi
 // because the ledger could not be stored.
 func (e tokenEntry) withStorageFailure(generation, text string, now time.Time) tokenEntry {
 	e = e.forGeneration(generation)
-	return e.withFailure(failedAttempt{Kind: storageFailed, Text: text}, e.backoff(), now)
+	return e.withFailure(failedAttempt{Kind: storageFailed, Text: text}, backoffs[outage].after(e.lastWait()), now)
 }
 
-// backoff is the wait after one more failed attempt: 1 s, doubled each time up
-// to 60 s, and up to a quarter less so that many credentials do not come back
-// at once.
-func (e tokenEntry) backoff() time.Duration {
-	delay := min(backoffFirst<<min(e.failures(), 10), backoffMax)
-	return max(delay-rand.N(delay/4), backoffFirst) //nolint:gosec // jitter needs no secrecy
+// lastWait is the wait after the last attempt, if that failed.
+func (e tokenEntry) lastWait() time.Duration {
+	if e.Failure == nil {
+		return 0
+	}
+	return e.Failure.wait()
 }
 
 // failures counts the failed attempts in a row.

@@ -11,14 +11,13 @@ import (
 	"time"
 )
 
-// TestDecodeToken changes one thing in an entry that the engine could have stored. It
-// keeps the parts that it understands and reports the rest as damage.
+// TestDecodeToken changes one thing in an entry that the engine could have stored. What
+// is damaged is reported, and only its ledger kept.
 func TestDecodeToken(t *testing.T) {
 	t.Parallel()
 	const (
-		all       = "token failure ledger"
-		noFailure = "token ledger"
-		ledger    = "ledger"
+		all    = "token failure ledger"
+		ledger = "ledger"
 	)
 	begun := start2000.Add(-time.Hour)
 	far := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
@@ -31,7 +30,7 @@ func TestDecodeToken(t *testing.T) {
 		whole  bool
 	}{
 		"as it was written":              {func(*tokenEntry) {}, all, true},
-		"without a failure":              {func(e *tokenEntry) { e.Failure = nil }, noFailure, true},
+		"without a failure":              {func(e *tokenEntry) { e.Failure = nil }, "token ledger", true},
 		"a ledger alone":                 {func(e *tokenEntry) { *e = tokenEntry{Requests: e.Requests} }, ledger, true},
 		"a failure alone":                {func(e *tokenEntry) { *e = tokenEntry{Generation: "g", Requests: e.Requests, Failure: e.Failure} }, "failure ledger", true},
 		"of other settings":              {func(e *tokenEntry) { e.Generation = "h" }, all, true},
@@ -62,15 +61,16 @@ func TestDecodeToken(t *testing.T) {
 		"fraction of a second":        {func(e *tokenEntry) { e.ExpireTime = e.ExpireTime.Add(time.Millisecond) }, ledger, false},
 		"next rotation after the end": {func(e *tokenEntry) { e.NextRotation = e.ExpireTime.Add(minTTL + 1) }, ledger, false},
 
-		"failure that never was one":   {failed(func(f *failedAttempt) { f.Count = 0 }), noFailure, false},
-		"fewer failures than none":     {failed(func(f *failedAttempt) { f.Count = -5 }), noFailure, false}, // would shift by a negative number
-		"more failures than there are": {failed(func(f *failedAttempt) { f.Count = math.MaxInt }), noFailure, false},
-		"waits until 9999":             {failed(func(f *failedAttempt) { f.NextAttempt = far }), noFailure, false},
-		"waits for more than a day":    {failed(func(f *failedAttempt) { f.NextAttempt = f.Time.Add(24*time.Hour + 1) }), noFailure, false},
-		"waits for no time":            {failed(func(f *failedAttempt) { f.NextAttempt = f.Time }), noFailure, false},
-		"failure in control codes":     {failed(func(f *failedAttempt) { f.Text = "a\x1b[31m\r\nb" }), noFailure, false},
-		"failure with a long story":    {failed(func(f *failedAttempt) { f.Text = strings.Repeat("x", maxFieldSize+1) }), noFailure, false},
-		"Retry-After of two hours":     {failed(func(f *failedAttempt) { f.RetryAfter = 7200 }), noFailure, false},
+		"failure of an unknown kind":   {failed(func(f *failedAttempt) { f.Kind = 418 }), ledger, false},
+		"failure that never was one":   {failed(func(f *failedAttempt) { f.Count = 0 }), ledger, false},
+		"fewer failures than none":     {failed(func(f *failedAttempt) { f.Count = -5 }), ledger, false}, // would shift by a negative number
+		"more failures than there are": {failed(func(f *failedAttempt) { f.Count = math.MaxInt }), ledger, false},
+		"waits until 9999":             {failed(func(f *failedAttempt) { f.NextAttempt = far }), ledger, false},
+		"waits for more than a day":    {failed(func(f *failedAttempt) { f.NextAttempt = f.Time.Add(24*time.Hour + 1) }), ledger, false},
+		"waits for no time":            {failed(func(f *failedAttempt) { f.NextAttempt = f.Time }), ledger, false},
+		"failure in control codes":     {failed(func(f *failedAttempt) { f.Text = "a\x1b[31m\r\nb" }), ledger, false},
+		"failure with a long story":    {failed(func(f *failedAttempt) { f.Text = strings.Repeat("x", maxFieldSize+1) }), ledger, false},
+		"Retry-After of two hours":     {failed(func(f *failedAttempt) { f.RetryAfter = 7200 }), ledger, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -98,38 +98,16 @@ func TestDecodeToken(t *testing.T) {
 	}
 }
 
-// TestDecodeTokenOfOtherVersions replaces parts of the JSON with forms that
-// another version, or damage, may have left.
-func TestDecodeTokenOfOtherVersions(t *testing.T) {
+// TestDecodeDamagedJSON: what is not an entry at all is reported too.
+func TestDecodeDamagedJSON(t *testing.T) {
 	t.Parallel()
-	for name, test := range map[string]struct {
-		key, value string
-		token      bool
-		failure    bool
-		requests   int
-	}{
-		"a field that is not known yet":    {"issuer", `{"a":1}`, true, true, 1},
-		"a failure in words":               {"failure", `"Autopay was down"`, true, false, 1},
-		"a failure with other times":       {"failure", `{"text":"x","status":503,"time":"yesterday","count":1}`, true, false, 1},
-		"a failure of an unknown kind":     {"failure", `{"text":"x","status":418,"time":"2000-01-01T00:00:00Z","count":1,"next_attempt":"2000-01-01T00:01:00Z"}`, true, false, 1},
-		"a failure that is null":           {"failure", `null`, true, false, 1},
-		"an expiry in Unix seconds":        {"expire_time", `946771200`, false, false, 1},
-		"a scope that is a list":           {"scope", `["a"]`, false, false, 1},
-		"a ledger of objects":              {"requests", `[{"at":946684800}]`, true, true, 0},
-		"a ledger of a later clock's time": {"requests", `[99999999999]`, true, true, 1},
+	for stored, requests := range map[string]int{
+		``: 0, `{`: 0, `[]`: 0, `null`: 0, `{"requests":[946684800],"failure":"Autopay was down"}`: 1, `{"requests":[1,"2"]}`: 0, `{"requests":{}}`: 0,
+		`{"requests":[946684800],"expire_time":946771200}`: 1,
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			stored, _ := json.Marshal(storedToken())
-			var parts map[string]json.RawMessage
-			_ = json.Unmarshal(stored, &parts)
-			parts[test.key] = json.RawMessage(test.value)
-			stored, _ = json.Marshal(parts)
-			got, _ := decodeToken(stored, start2000)
-			if (got.AccessToken != "") != test.token || (got.Failure != nil) != test.failure || len(got.Requests) != test.requests {
-				t.Errorf("got %+v", got)
-			}
-		})
+		if got, whole := decodeToken([]byte(stored), start2000); whole != (stored == "null") || len(got.Requests) != requests || got.Generation != "" {
+			t.Errorf("%s: %+v, whole %v", stored, got, whole)
+		}
 	}
 }
 
@@ -140,7 +118,7 @@ func storedToken() tokenEntry {
 		Generation: "g", AccessToken: "token", Scope: "scope",
 		LastVaultRotation: begun, ExpireTime: begun.Add(24 * time.Hour), Requests: []int64{begun.Unix()},
 		Failure: &failedAttempt{
-			Text: "Autopay answered 503", Count: 1,
+			Text: "Autopay answered 503", Kind: unavailable, Count: 1,
 			Time: start2000.Add(-time.Minute), NextAttempt: start2000.Add(-time.Minute + time.Second),
 		},
 	}
@@ -161,32 +139,6 @@ func TestStoredKinds(t *testing.T) {
 		if err := json.Unmarshal(stored, &back); err != nil || back.Kind != kind {
 			t.Errorf("status %d is read as kind %d (%v)", status, back.Kind, err)
 		}
-	}
-}
-
-// TestUntilRotate checks how long an operator's rotate waits after failed attempts.
-func TestUntilRotate(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		count      int
-		retryAfter int64
-		next, want time.Duration
-	}{
-		"the first failure":             {1, 0, 5 * time.Minute, 5 * time.Second},
-		"the second":                    {2, 0, 5 * time.Minute, 10 * time.Second},
-		"the sixth":                     {6, 0, 5 * time.Minute, 160 * time.Second},
-		"the seventh":                   {7, 0, time.Hour, 5 * time.Minute},
-		"the thousandth":                {1000, 0, time.Hour, 5 * time.Minute},
-		"Retry-After binds operators":   {1, 600, time.Hour, 10 * time.Minute},
-		"an attempt is due before that": {7, 0, time.Minute, time.Minute},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			f := failedAttempt{Count: test.count, Time: start2000, RetryAfter: test.retryAfter, NextAttempt: start2000.Add(test.next)}
-			if got := f.untilRotate().NextAttempt.Sub(start2000); got != test.want {
-				t.Errorf("%s, want %s", got, test.want)
-			}
-		})
 	}
 }
 
@@ -284,25 +236,23 @@ func TestWithFailedExchange(t *testing.T) {
 	t.Parallel()
 	const sec = time.Second
 	for name, test := range map[string]struct {
-		failures    int // before
+		before      time.Duration // the wait after the last failure
 		exchange    exchangeError
 		used, limit int
 		kind        failureKind
 		least, most time.Duration
 	}{
-		"the first":                 {0, exchangeError{noToken: true}, 0, 100, unavailable, sec, sec},
-		"the second":                {1, exchangeError{noToken: true}, 0, 100, unavailable, 1500 * time.Millisecond, 2 * sec},
-		"the sixth":                 {5, exchangeError{noToken: true}, 0, 100, unavailable, 24 * sec, 32 * sec},
-		"the hundredth":             {99, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
-		"a refusal":                 {0, exchangeError{noToken: true, refused: true}, 0, 100, refused, refusedDelay, refusedDelay},
-		"Retry-After":               {0, exchangeError{noToken: true, retryAfter: time.Hour}, 0, 100, unavailable, time.Hour, time.Hour},
-		"a short Retry-After":       {0, exchangeError{noToken: true, refused: true, retryAfter: sec}, 0, 100, refused, refusedDelay, refusedDelay},
-		"below half of the limit":   {0, exchangeError{}, 4, 10, unavailable, sec, sec},
-		"half of the limit":         {0, exchangeError{}, 5, 10, unavailable, ledgerWindow / 5, ledgerWindow / 5},
-		"the whole limit":           {0, exchangeError{}, 10, 10, unavailable, ledgerWindow, ledgerWindow},
-		"it cost no token":          {0, exchangeError{noToken: true}, 10, 10, unavailable, sec, sec},
-		"without a limit":           {0, exchangeError{}, 10, 0, unavailable, sec, sec},
-		"the most that are counted": {maxFailureCount - 1, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
+		"the first":               {0, exchangeError{noToken: true}, 0, 100, unavailable, sec, sec},
+		"after a second":          {sec, exchangeError{noToken: true}, 0, 100, unavailable, 1500 * time.Millisecond, 2 * sec},
+		"after a minute":          {45 * sec, exchangeError{noToken: true}, 0, 100, unavailable, 45 * sec, 60 * sec},
+		"a refusal":               {0, exchangeError{noToken: true, kind: refusal}, 0, 100, refused, 5 * time.Minute, 5 * time.Minute},
+		"Retry-After":             {0, exchangeError{noToken: true, retryAfter: time.Hour}, 0, 100, unavailable, time.Hour, time.Hour},
+		"a short Retry-After":     {0, exchangeError{noToken: true, kind: refusal, retryAfter: sec}, 0, 100, refused, 5 * time.Minute, 5 * time.Minute},
+		"below half of the limit": {0, exchangeError{}, 4, 10, unavailable, sec, sec},
+		"half of the limit":       {0, exchangeError{}, 5, 10, unavailable, ledgerWindow / 5, ledgerWindow / 5},
+		"the whole limit":         {0, exchangeError{}, 10, 10, unavailable, ledgerWindow, ledgerWindow},
+		"it cost no token":        {0, exchangeError{noToken: true}, 10, 10, unavailable, sec, sec},
+		"without a limit":         {0, exchangeError{}, 10, 0, unavailable, sec, sec},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -310,14 +260,16 @@ func TestWithFailedExchange(t *testing.T) {
 			for range test.used {
 				entry = entry.withRequest(start2000)
 			}
-			if test.failures > 0 {
-				entry.Failure = &failedAttempt{Count: test.failures}
+			failures := 0
+			if test.before > 0 {
+				failures = maxFailureCount - 1
+				entry.Failure = &failedAttempt{Count: failures, Time: start2000.Add(-test.before), NextAttempt: start2000}
 			}
 			got := entry.withFailedExchange("g", &test.exchange, test.limit, start2000).Failure
 			if wait := got.NextAttempt.Sub(start2000); wait < test.least || wait > test.most {
 				t.Errorf("waits %s, want %s to %s", wait, test.least, test.most)
 			}
-			if want := min(test.failures+1, maxFailureCount-1); got.Kind != test.kind || got.Count != want {
+			if want := min(failures+1, maxFailureCount-1); got.Kind != test.kind || got.Count != want {
 				t.Errorf("kind %d, %d failures; want %d, %d", got.Kind, got.Count, test.kind, want)
 			}
 		})
@@ -329,10 +281,20 @@ func TestBackoffHasJitter(t *testing.T) {
 	t.Parallel()
 	waits := map[time.Duration]bool{}
 	for range 100 {
-		waits[tokenEntry{Failure: &failedAttempt{Count: 9}}.backoff()] = true
+		waits[backoffs[outage].after(time.Minute)] = true
 	}
 	if len(waits) < 90 {
 		t.Errorf("%d different waits of 100", len(waits))
+	}
+}
+
+// TestAShorterWaitIsACopy: readers hold the entry that it was made from.
+func TestAShorterWaitIsACopy(t *testing.T) {
+	t.Parallel()
+	before := tokenEntry{Failure: &failedAttempt{Count: 1, Time: start2000, NextAttempt: start2000.Add(5 * time.Hour)}}
+	after := before.withShorterWait(start2000)
+	if got, kept := after.Failure.wait(), before.Failure.wait(); got != time.Hour || kept != 5*time.Hour {
+		t.Errorf("waits %s, the entry before waits %s", got, kept)
 	}
 }
 

@@ -23,6 +23,8 @@ const (
 	FaultEmpty      = "empty"       // 200 without a body
 	FaultMalformed  = "malformed"   // 200 with incomplete JSON
 	FaultRedirect   = "redirect"    // 307 to Location (the token endpoint itself)
+	FaultOAuthError = "oauth_error" // 200 with an OAuth error instead of a token
+	FaultHTML       = "html"        // 200 with a page for people
 	FaultEchoSecret = "echo_secret" // 401 with the request's client_secret in error_description
 	FaultHang       = "hang"        // no answer until the client leaves or Close
 	FaultClose      = "close"       // the connection is cut without an answer
@@ -30,6 +32,8 @@ const (
 
 	FaultDelay        = "delay"          // the answer after Delay
 	FaultOverride     = "override"       // the answer with ExpiresIn, TokenType, Status or Header
+	FaultLost         = "lost"           // 504 with a page, as a gateway sends it that does not get the answer in time
+	FaultQuoted       = "quoted"         // expires_in in quotes
 	FaultSameToken    = "same_token"     // the client's last token again, while it is live
 	FaultNoToken      = "no_token"       // no access_token
 	FaultWrongType    = "wrong_type"     // a token_type that is not Bearer: TokenType ("mac")
@@ -41,9 +45,9 @@ const (
 
 func kinds() []string {
 	return []string{
-		FaultStatus, FaultBody, FaultEmpty, FaultMalformed, FaultRedirect, FaultEchoSecret, FaultHang, FaultClose,
-		FaultRefused, FaultDelay, FaultOverride, FaultSameToken, FaultNoToken, FaultWrongType, FaultBadMediaType,
-		FaultHuge, FaultDrip, FaultCut,
+		FaultStatus, FaultBody, FaultEmpty, FaultMalformed, FaultRedirect, FaultOAuthError, FaultHTML, FaultEchoSecret,
+		FaultHang, FaultClose, FaultRefused, FaultDelay, FaultOverride, FaultLost, FaultQuoted, FaultSameToken,
+		FaultNoToken, FaultWrongType, FaultBadMediaType, FaultHuge, FaultDrip, FaultCut,
 	}
 }
 
@@ -149,6 +153,10 @@ func (f Fault) canned(req tokenRequest) (answer reply, ok bool) {
 		answer = reply{http.StatusOK, []byte(`{"access_token":"sim.`)}
 	case FaultRedirect:
 		answer = reply{http.StatusTemporaryRedirect, nil}
+	case FaultOAuthError:
+		answer = errorReply(http.StatusOK, "access_denied", "Unauthorized")
+	case FaultHTML:
+		answer = reply{http.StatusOK, []byte(page)}
 	case FaultEchoSecret:
 		answer = errorReply(http.StatusUnauthorized, "access_denied", "client_secret "+req.ClientSecret+" is not known")
 	case FaultBody, FaultEmpty, FaultHang, FaultClose, FaultRefused:
@@ -163,6 +171,9 @@ func (f Fault) canned(req tokenRequest) (answer reply, ok bool) {
 	return answer, true
 }
 
+// page is what a proxy, gateway or firewall shows to people.
+const page = "<!doctype html><title>Simulated</title><h1>Simulated fault</h1>\n"
+
 // shape changes an answer that carries a token.
 func (f Fault) shape(answer tokenAnswer) reply {
 	switch f.Kind {
@@ -171,12 +182,18 @@ func (f Fault) shape(answer tokenAnswer) reply {
 	case FaultWrongType:
 		answer.TokenType = "mac"
 	}
+	if f.Kind == FaultQuoted {
+		answer.ExpiresIn = fmt.Appendf(nil, "%q", answer.ExpiresIn)
+	}
 	if f.ExpiresIn != nil {
 		answer.ExpiresIn = f.ExpiresIn
 	}
 	answer.TokenType = cmp.Or(f.TokenType, answer.TokenType)
 	body, _ := json.Marshal(answer) //nolint:gosec // the token is the answer; there is no error, because f is valid
-	if f.Kind == FaultHuge {
+	switch f.Kind {
+	case FaultLost:
+		return reply{cmp.Or(f.Status, http.StatusGatewayTimeout), []byte(page)}
+	case FaultHuge:
 		body = append(bytes.Repeat([]byte(" "), 2<<20), body...)
 	}
 	return reply{cmp.Or(f.Status, http.StatusOK), body}
@@ -219,7 +236,7 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request, answer reply, f Fa
 	header.Set("Content-Type", "application/json")
 	header.Set("Cache-Control", "no-store") // RFC 6749 §5.1
 	switch f.Kind {
-	case FaultBadMediaType:
+	case FaultBadMediaType, FaultHTML, FaultLost:
 		header.Set("Content-Type", "text/html")
 	case FaultRedirect:
 		header.Set("Location", cmp.Or(f.Location, TokenPath))
