@@ -4,17 +4,25 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -212,6 +220,7 @@ func TestExchangeWithHostileHosts(t *testing.T) {
 		"an error's body without end":    {reply("HTTP/1.1 500 x\r\n\r\n", strings.Repeat("canary", 1000), 0), "Autopay answered 500 Internal Server Error", ""},
 		"a refusal's body that drips":    {reply("HTTP/1.1 401 x\r\n\r\n", " ", slow), "Autopay refused the credential (401)", ""},
 		"a gzip bomb":                    {reply(ok+"Content-Encoding: gzip\r\nContent-Length: "+fmt.Sprint(bomb.Len())+"\r\n\r\n"+bomb.String(), "", 0), "it has a Content-Encoding, which was not asked for", ""},
+		"TLS 1.1 without an alert":       {reply("\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02"+strings.Repeat("x", 32)+"\x00\xc0\x2f\x00", "", 0), "it does not support TLS 1.2 or newer", "https"},
 		"no answer to the handshake":     {func(net.Conn) {}, "did not answer within the request_timeout", "https"},
 		"a handshake that drips":         {reply("\x16\x03\x03\x40\x00", "\x00", slow), "did not answer within the request_timeout", "https"},
 	} {
@@ -448,6 +457,102 @@ func TestTokenURLReach(t *testing.T) {
 			err := checkTokenURL(url)
 			if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
 				t.Errorf("got %v, want %q", err, want)
+			}
+		})
+	}
+}
+
+// TestProxyErrorsNameTheProxy: what a proxy does wrong is not blamed on Autopay, and
+// certainly cost no token.
+func TestProxyErrorsNameTheProxy(t *testing.T) {
+	t.Parallel()
+	says := func(answer string) string {
+		return newHostileHost(t, func(conn net.Conn) {
+			_, _ = conn.Read(make([]byte, 64<<10))
+			_, _ = io.WriteString(conn, answer)
+			conn.Close()
+		}).addr
+	}
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	for name, test := range map[string]struct {
+		proxy, says string
+		kind        exchangeKind
+	}{
+		"407":              {says("HTTP/1.1 407 canary\r\nProxy-Authenticate: NTLM\r\nContent-Length: 0\r\n\r\n"), "the proxy answered 407 Proxy Authentication Required", unreachable},
+		"403":              {says("HTTP/1.1 403 canary\r\nContent-Length: 6\r\n\r\ncanary"), "the proxy answered 403 Forbidden", unreachable},
+		"502":              {says("HTTP/1.1 502 canary\r\n\r\ncanary"), "the proxy answered 502 Bad Gateway", outage},
+		"nobody listens":   {strings.TrimPrefix(closed.URL, "http://"), "the proxy can't be reached: connection refused", outage},
+		"does not resolve": {"proxy.invalid:3128", "the proxy can't be reached: its host name does not resolve", outage},
+		"hangs up":         {says(""), "no connection could be made", outage},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			transport, err := newTransport("", new(atomic.Bool))
+			if err != nil {
+				t.Fatal(err)
+			}
+			transport.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: test.proxy})
+			_, got := (&client{now: time.Now, transport: transport}).exchange(t.Context(), tokenRequest{
+				tokenURL: defaultTokenURL, clientID: testID, clientSecret: testSecret, timeout: time.Minute,
+			})
+			if want := (exchangeError{"Autopay can't be reached: " + test.says, test.kind, true, 0}); got == nil || *got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
+// TestCertificateErrorsAreToldApart, and a server that speaks an old version of TLS or
+// wants a certificate of ours.
+func TestCertificateErrorsAreToldApart(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for name, test := range map[string]struct {
+		change func(*x509.Certificate)
+		server *tls.Config
+		says   string
+	}{
+		"expired":                      {func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) }, &tls.Config{}, "its certificate has expired (check the clock of Vault's server)"},
+		"not valid yet":                {func(c *x509.Certificate) { c.NotBefore = now.Add(time.Hour) }, &tls.Config{}, "its certificate is not valid yet (check the clock of Vault's server)"},
+		"no name":                      {func(c *x509.Certificate) { c.IPAddresses = nil }, &tls.Config{}, "its certificate has no subject alternative name"},
+		"another host":                 {func(c *x509.Certificate) { c.IPAddresses = []net.IP{{10, 0, 0, 1}} }, &tls.Config{}, "its certificate is for another host"},
+		"a client's":                   {func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, &tls.Config{}, "its certificate is not for servers"},
+		"TLS 1.1":                      {func(*x509.Certificate) {}, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "it does not support TLS 1.2 or newer"},
+		"wants a certificate, TLS 1.2": {func(*x509.Certificate) {}, &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, "it asks for a client certificate, which is not supported"},
+		"wants a certificate, TLS 1.3": {func(*x509.Certificate) {}, &tls.Config{ClientAuth: tls.RequireAnyClientCert}, "it asks for a client certificate, which is not supported"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert := &x509.Certificate{
+				SerialNumber: big.NewInt(1), NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), IPAddresses: []net.IP{{127, 0, 0, 1}},
+				BasicConstraintsValid: true, IsCA: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+			}
+			test.change(cert)
+			der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
+			srv := httptest.NewUnstartedServer(sim)
+			srv.TLS = test.server
+			srv.TLS.Certificates = []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0) // failed handshakes are wanted
+			srv.StartTLS()
+			t.Cleanup(srv.Close)
+			_, got := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+				tokenURL: srv.URL + autopaysim.TokenPath, clientID: testID, clientSecret: testSecret, audience: defaultAudience, timeout: time.Minute,
+				caCert: string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+			})
+			if want := (exchangeError{"Autopay can't be reached: " + test.says, unreachable, true, 0}); got == nil || *got != want {
+				t.Errorf("got %+v, want %+v", got, want)
+			}
+			if sim.Requests("") != 0 {
+				t.Error("the secret was sent")
 			}
 		})
 	}

@@ -208,3 +208,94 @@ func TestWritesReturnTheirIndex(t *testing.T) {
 		}
 	})
 }
+
+// TestReadersDoNotWaitForHangingStorage: a live token is in memory, and storage is to
+// be read again, but hangs.
+func TestReadersDoNotWaitForHangingStorage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.InvalidateKey(t.Context(), "token/default")
+		e.storage.getTakes.Store(int64(time.Minute))
+		for _, most := range []time.Duration{storageTimeout, 0} {
+			begun := time.Now()
+			var wg sync.WaitGroup
+			for range 5 {
+				wg.Go(func() { e.token("token") })
+			}
+			wg.Wait()
+			if took := time.Since(begun); took > most {
+				t.Errorf("readers waited %s, want %s at most", took, most)
+			}
+		}
+	})
+}
+
+// TestPausesDoNotGrowWithAStepBack: what has failed is tried again after failurePause,
+// also if the wall clock was set back meanwhile.
+func TestPausesDoNotGrowWithAStepBack(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		e.configure("default", "token_request_limit", 0)
+		e.InvalidateKey(t.Context(), "token/default")
+		e.storage.failOn("get", "", errors.New("no quorum"))
+		e.token("token")
+		clock.set(-time.Hour)
+		reads := e.storage.reads.Load()
+		time.Sleep(failurePause)
+		e.token("token")
+		if e.storage.reads.Load() == reads {
+			t.Error("storage is left alone for longer")
+		}
+	})
+}
+
+// TestAWriteWaitsNoLongerThanItsDeadline: an operator whose write waits for its turn
+// gets an answer at the end of its own deadline.
+func TestAWriteWaitsNoLongerThanItsDeadline(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		time.Sleep(2 * time.Minute)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = e.write("rotate", nil) })
+		synctest.Wait()
+		begun := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		e.wantCode(http.StatusServiceUnavailable)(e.do(ctx, logical.UpdateOperation, "config", map[string]any{"rotation_period": 3600}))
+		if took := time.Since(begun); took != time.Second {
+			t.Errorf("answered after %s, want 1 s", took)
+		}
+		wg.Wait()
+	})
+}
+
+// TestChangesAreLoggedOnce: a line at the level that it deserves when something
+// changes, and none of that level at each further attempt.
+func TestChangesAreLoggedOnce(t *testing.T) {
+	t.Parallel()
+	count := func(e *engine, want map[string]int) {
+		e.t.Helper()
+		for line, n := range want {
+			if got := strings.Count(e.logs.String(), line); got != n {
+				e.t.Errorf("%q is logged %d times, want %d", line, got, n)
+			}
+		}
+	}
+	runInBubble(t, "an outage that lasts longer than the token", func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
+		time.Sleep(25 * time.Hour)
+		count(e, map[string]int{"[WARN]": 1, "[ERROR]": 1, "[WARN]  no new token": 1, "[ERROR] no token to serve": 1})
+	})
+	runInBubble(t, "storage that stays down", func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.storage.failPuts(func(n int) bool { return n > 1 }) // after the ledger
+		e.token("token")
+		for range 10 {
+			e.minute()
+		}
+		count(e, map[string]int{"[WARN]": 0, "[ERROR]": 1, "[ERROR] the token entry can't be stored": 1})
+	})
+}

@@ -347,6 +347,7 @@ type spyStorage struct {
 	logical.InmemStorage
 	reads, writes atomic.Int64
 	putTakes      atomic.Int64 // nanoseconds
+	getTakes      atomic.Int64 // nanoseconds, or until the caller leaves
 	mu            sync.Mutex
 	fail          func(op, key string) error // guarded by mu; nil: nothing fails
 	after         func(op, key string) error // as fail, but the operation has been done; guarded by mu
@@ -410,6 +411,11 @@ func (s *spyStorage) done(op, key string, err error) error {
 
 func (s *spyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
 	s.reads.Add(1)
+	select {
+	case <-time.After(time.Duration(s.getTakes.Load())):
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 	if err := s.check("get", key); err != nil {
 		return nil, err
 	}
@@ -445,11 +451,13 @@ func (s *spyStorage) List(ctx context.Context, prefix string) ([]string, error) 
 
 // logBuffer keeps what was logged. It is safe for concurrent use.
 type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
+	takes atomic.Int64 // nanoseconds of each line
+	mu    sync.Mutex
+	text  strings.Builder
 }
 
 func (l *logBuffer) Write(p []byte) (int, error) {
+	time.Sleep(time.Duration(l.takes.Load()))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.text.Write(p)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -63,6 +64,38 @@ func TestNoJobStartsAfterStop(t *testing.T) {
 		}
 		if n.spawn(func(context.Context) {}) {
 			t.Error("a job started after stop")
+		}
+	})
+}
+
+// TestCleanDoesNotWaitForHangingStorage: Vault holds a lock for every mount in the
+// process while it calls Clean.
+func TestCleanDoesNotWaitForHangingStorage(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		time.Sleep(2 * time.Minute)
+		e.storage.putTakes.Store(int64(time.Minute)) // heeds no context
+		go func() { _, _ = e.write("rotate", nil) }()
+		synctest.Wait()
+		begun := time.Now()
+		e.clean(t.Context())
+		if took := time.Since(begun); took > cleanTimeout {
+			t.Errorf("clean took %s", took)
+		}
+		time.Sleep(2 * time.Minute) // the write ends
+	})
+}
+
+// TestTheMountOutlivesTheCallThatMadeIt: Vault ends the context of Setup once it has
+// been answered.
+func TestTheMountOutlivesTheCallThatMadeIt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ctx, end := context.WithCancel(t.Context())
+		n := newNode(ctx, &logical.BackendConfig{}, options{})
+		defer n.stop()
+		end()
+		if !n.spawn(func(context.Context) {}) {
+			t.Error("no job starts")
 		}
 	})
 }

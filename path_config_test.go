@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/pem"
 	"errors"
+	"github.com/hashicorp/vault/sdk/framework"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -220,4 +221,71 @@ func TestAWriteBeyondTheLimitLeavesMemoryAlone(t *testing.T) {
 			t.Errorf("%d reads of storage", got-reads)
 		}
 	})
+}
+
+// TestRequestTimeoutIsUsed: the exchange ends when request_timeout says.
+func TestRequestTimeoutIsUsed(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false, "request_timeout", 3)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		begun := time.Now()
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		if took := time.Since(begun); took != 3*time.Second {
+			t.Errorf("the exchange took %s, want 3 s", took)
+		}
+	})
+}
+
+// TestSecretsAreMarkedSensitive, so that Vault's UI and its OpenAPI document know.
+func TestSecretsAreMarkedSensitive(t *testing.T) {
+	t.Parallel()
+	for name, field := range map[string]*framework.FieldSchema{
+		"client_secret": configSchema()[fieldClientSecret], "access_token": tokenFields()["access_token"],
+	} {
+		if field.DisplayAttrs == nil || !field.DisplayAttrs.Sensitive {
+			t.Errorf("%s is not marked sensitive", name)
+		}
+	}
+}
+
+// TestTheSameWriteChangesNothing: Terraform writes every field at each apply, and null
+// for those that are not set.
+func TestTheSameWriteChangesNothing(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		again := []any{"rotation_schedule", "0 3,15 * * *", "request_timeout", 20, "audience", nil, "verify", nil, "rotation_period", nil, "ca_cert", nil}
+		e.configure("default", again...)
+		time.Sleep(16 * time.Hour)
+		writes, before := e.storage.writes.Load(), e.stored("config/default")
+		e.configure("default", again...)
+		if n := e.storage.writes.Load() - writes; n != 0 || e.stored("config/default") != before {
+			t.Errorf("%d writes", n)
+		}
+		e.wantRequests(2) // the first, and that of 15:00
+	})
+}
+
+// TestNamesThatStorageRefuses: Vault's storage takes no key with two dots in a row.
+func TestNamesThatStorageRefuses(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.storage.failWith(func(_, key string) error {
+		if strings.Contains(key, "..") {
+			return errors.New("path cannot contain parent references")
+		}
+		return nil
+	})
+	for path, op := range map[string]logical.Operation{
+		"config": logical.UpdateOperation, "token": logical.ReadOperation, "rotate": logical.UpdateOperation, "status": logical.ReadOperation,
+	} {
+		for _, op := range []logical.Operation{op, logical.ReadOperation, logical.DeleteOperation} {
+			if path != "config" && op == logical.DeleteOperation || path == "rotate" && op == logical.ReadOperation {
+				continue
+			}
+			resp, err := e.do(t.Context(), op, path+"/a..b", withSecret())
+			if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "two dots in a row") {
+				t.Errorf("%s %s: %d %q, want a 400 about the dots", op, path, code(resp, err), say(resp, err))
+			}
+		}
+	}
 }

@@ -207,3 +207,82 @@ func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
 		}
 	})
 }
+
+// TestStorageErrorsAreCleaned: what storage says is shown to readers and stored with the
+// failure, so it must be fit for both.
+func TestStorageErrorsAreCleaned(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.storage.failOn("put", "token/", errors.New("disk full:\n\x1b[31m"+strings.Repeat("x", 5000)))
+		resp, err := e.read("token")
+		e.wantCode(http.StatusInternalServerError)(resp, err)
+		if text := say(resp, err); strings.ContainsFunc(text, notPrintable) || len(text) > 500 {
+			t.Errorf("not fit to show: %.200q", text)
+		}
+		e.storage.failWith(nil)
+		e.sim.SetFault(retryAfter(503, "3600"))
+		time.Sleep(time.Minute)
+		e.restart()
+		_, _ = e.read("status")
+		if strings.Contains(e.logs.String(), "damaged") {
+			t.Error("the entry that the engine wrote is damaged")
+		}
+	})
+}
+
+// TestADeleteLeavesNothing: not even the ledger of a creation that failed, also after
+// a restart.
+func TestADeleteLeavesNothing(t *testing.T) {
+	t.Parallel()
+	for name, restart := range map[string]bool{"at once": false, "after a restart": true} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+			_, _ = e.write("config/x", withSecret())
+			if e.stored("token/x") == "" {
+				t.Error("the request is not in the ledger")
+			}
+			if restart {
+				e.restart()
+			}
+			if resp, err := e.delete("config/x"); resp != nil || err != nil || e.stored("token/x") != "" {
+				t.Errorf("delete: %v %v; %s is left", resp, err, e.stored("token/x"))
+			}
+		})
+	}
+}
+
+// TestADamagedCredentialCanBeDeleted is what the error about it says.
+func TestADamagedCredentialCanBeDeleted(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	e.put("config/default", "?")
+	if resp, err := e.delete("config"); resp != nil || err != nil {
+		t.Errorf("delete: %v %v, want a 204", resp, err)
+	}
+	if resp, err := e.read("config"); resp != nil || err != nil || e.stored("config/default") != "" {
+		t.Errorf("after the delete: %v %v, want a 404", resp, err)
+	}
+}
+
+// TestAVerificationWaitsAsAutopayAsks: the same write is not sent again before the end
+// of Retry-After, and says when it may be.
+func TestAVerificationWaitsAsAutopayAsks(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(retryAfter(429, "120"))
+		want := "Autopay answered 429 Too Many Requests: temporarily_unavailable: simulated fault; nothing was changed; " +
+			"the same write may be tried again at 2000-01-01T00:02:00Z; to store it without asking Autopay, set verify=false"
+		for range 119 {
+			resp, err := e.write("config", map[string]any{"client_secret": "x"})
+			if e.wantCode(http.StatusServiceUnavailable)(resp, err); say(resp, err) != want {
+				t.Fatalf("got %q, want %q", say(resp, err), want)
+			}
+			time.Sleep(time.Second)
+		}
+		e.wantRequests(2)
+		time.Sleep(time.Second)
+		_, _ = e.write("config", map[string]any{"client_secret": "x"})
+		e.wantRequests(3)
+	})
+}

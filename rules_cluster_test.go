@@ -328,3 +328,39 @@ func TestAStandbyOfANodeThatIsAhead(t *testing.T) {
 		}
 	})
 }
+
+// TestRule10WritesBelongToTheActiveNode: each write is passed on bare, and asks Autopay
+// for nothing, on a performance standby and, if it is the config's, on a performance
+// secondary, whose own storage could take the rest.
+func TestRule10WritesBelongToTheActiveNode(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		state    consts.ReplicationState
+		readOnly string
+		paths    []string
+	}{
+		"performance standby":   {consts.ReplicationPerformanceStandby, "", []string{"config/new", "config/old", "rotate/old"}},
+		"performance secondary": {consts.ReplicationPerformanceSecondary, configPrefix, []string{"config/new", "config/old"}},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetClient("another", testSecret)
+			e.configure("old") // young: a rotate would keep it
+			node := e.peer(test.state)
+			e.storage.failWith(func(op, key string) error {
+				if op != "get" && op != "list" && strings.HasPrefix(key, test.readOnly) {
+					return errors.New(logical.ErrReadOnly.Error())
+				}
+				return nil
+			})
+			for _, path := range test.paths {
+				data := withSecret()
+				data["client_id"] = "another"
+				if _, err := node.write(path, data); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+					t.Errorf("%s: %v, want read-only", path, err)
+				}
+			}
+			e.wantRequests(1)
+		})
+	}
+}

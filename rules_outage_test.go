@@ -297,3 +297,86 @@ func TestLimitAfterAStepForward(t *testing.T) {
 		e.wantRequests(1)
 	})
 }
+
+// TestLostTokensStayWithinTheLimit has a gateway answer with an error after Autopay
+// has issued a token, for a day.
+func TestLostTokensStayWithinTheLimit(t *testing.T) {
+	t.Parallel()
+	const limit = 20
+	for _, status := range []int{500, 502, 504} {
+		runInBubble(t, fmt.Sprint(status), func(t *testing.T) {
+			e := configured(t, "token_request_limit", limit)
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultLost, Status: status})
+			time.Sleep(18 * time.Hour)
+			before := e.sim.Issued("")
+			for range 24 * 60 {
+				e.minute()
+			}
+			issued, used := e.sim.Issued("")-before, e.status("status")["token_requests_24h"].(int)
+			if issued > limit || used > limit || issued < limit/2 {
+				t.Errorf("%d tokens issued, %d in the ledger, the limit is %d", issued, used, limit)
+			}
+		})
+	}
+}
+
+// TestRefusalsOfAWeek: nobody looks at a credential that Autopay refuses.
+func TestRefusalsOfAWeek(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetClient(testID, "another")
+		for day := range 7 {
+			before := e.sim.Requests("")
+			for range 24 * 60 {
+				e.minute()
+			}
+			if n := e.sim.Requests("") - before; n > 100 || day > 0 && n < 90 {
+				t.Errorf("%d requests on day %d, want 96 or so", n, day)
+			}
+		}
+	})
+}
+
+// TestBackoffAfterTheSameToken: Autopay answers with the same token again, and then
+// not at all. The backoff counts, and not the time at which the same token was due.
+func TestBackoffAfterTheSameToken(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		time.Sleep(18*time.Hour + time.Second) // the next attempt is at 21:00
+		e.sim.SetFault(retryAfter(503, "3600"))
+		time.Sleep(3 * time.Hour)
+		if got := e.status("status"); got["next_attempt"] != "2000-01-01T22:00:00Z" || got["next_rotation"] != "2000-01-01T22:00:00Z" {
+			t.Errorf("got %v, want the next attempt after an hour", got)
+		}
+		if ttl := e.token("token")["ttl"]; ttl != int64(60) {
+			t.Errorf("ttl %v, want 60", ttl)
+		}
+	})
+}
+
+// TestTheSameTokenUntilItExpires: readers are without a token from the margin on, and
+// no longer than that.
+func TestTheSameTokenUntilItExpires(t *testing.T) {
+	t.Parallel()
+	for _, lifetime := range []time.Duration{time.Hour, 24 * time.Hour} {
+		runInBubble(t, lifetime.String(), func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{Lifetime: lifetime})
+			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+			e.configure("default")
+			without := 0
+			for range int(lifetime/time.Second) + 300 {
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if resp, err := e.read("token"); err != nil {
+					without++
+				} else if !e.sim.Valid(resp.Data["access_token"].(string)) {
+					t.Fatal("a dead token")
+				}
+			}
+			if n := e.sim.Requests(""); without > 31 || n > 20 {
+				t.Errorf("%d seconds without a token, %d requests", without, n)
+			}
+		})
+	}
+}

@@ -34,7 +34,7 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
 		time.Sleep(18 * time.Hour)
 		synctest.Wait()
-		begun := time.Now()
+		begun, calls := time.Now(), e.view.calls.Load()
 		var wg sync.WaitGroup
 		for range 200 {
 			wg.Go(func() {
@@ -46,6 +46,9 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 		wg.Wait()
 		if waited := time.Since(begun); waited > 0 {
 			t.Errorf("readers of a live token waited %s", waited)
+		}
+		if c := e.view.calls.Load() - calls; c != 0 {
+			t.Errorf("reads of a token that is due made %d calls into Vault", c)
 		}
 		time.Sleep(6 * time.Second) // a consumer comes back at ttl + 1 s
 		if rotated := e.token("token")["last_vault_rotation"]; rotated != "2000-01-01T18:00:00Z" {
@@ -422,6 +425,64 @@ func TestTheSameTokenAfterAStepBack(t *testing.T) {
 		s := e.credential("default").snap.Load()
 		if left, due := timeLeft(clock.now(), s.liveUntil), timeLeft(clock.now(), s.dueAt()); due > left {
 			t.Errorf("due in %s, live for %s only", due, left)
+		}
+	})
+}
+
+// TestOneReadDoesNotStorm: Autopay answers with the same token again, which a clock
+// that was set has left in the future. Its readers wait for it once, and not until the
+// limit is used up.
+func TestOneReadDoesNotStorm(t *testing.T) {
+	t.Parallel()
+	read := func(t *testing.T, e *engine) {
+		t.Helper()
+		before := e.sim.Requests("")
+		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+		defer cancel()
+		resp, err := e.do(ctx, logical.ReadOperation, "token", nil)
+		if n := e.sim.Requests("") - before; n > 1 || err != nil {
+			t.Errorf("%v %v, %d requests", resp, err, n)
+		}
+	}
+	runInBubble(t, "after a failover to a clock behind", func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		b := &brake{RoundTripper: e.opts.transport}
+		e.opts.transport = b
+		clock := e.stepClock()
+		clock.set(2 * time.Minute)
+		e.configure("default")
+		clock.set(0)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		e.restart()
+		read(t, e)
+	})
+	runInBubble(t, "after a step back", func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{Lifetime: 10 * time.Minute})
+		b := &brake{RoundTripper: e.opts.transport}
+		e.opts.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+			time.Sleep(300 * time.Millisecond)
+			return b.RoundTrip(r)
+		})
+		clock := e.stepClock()
+		e.configure("default")
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		clock.set(-time.Hour)
+		time.Sleep(9*time.Minute + 31*time.Second) // within the margin
+		read(t, e)
+	})
+}
+
+// TestTimerThatGoesOffAtTheEndOfARefresh: the token is due again while the refresh that
+// brought it has not quite ended. Nobody reads, and no tick comes.
+func TestTimerThatGoesOffAtTheEndOfARefresh(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{Lifetime: 20 * time.Second})
+		e.configure("default", "token_request_limit", 0, "rotation_period", 5)
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 6 * time.Second})
+		e.logs.takes.Store(int64(time.Millisecond)) // "new token" is logged once the timer is set
+		time.Sleep(10 * time.Minute)
+		if n := e.sim.Requests(""); n < 90 {
+			t.Errorf("%d requests in ten minutes, want one every six seconds", n)
 		}
 	})
 }
