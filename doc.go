@@ -20,12 +20,12 @@
 //     without a live token share it, and a reader who leaves does not cancel it.
 //  3. A token is refreshed before it expires, with or without readers. A timer
 //     starts the refresh when it is due; Vault's periodic call starts what the
-//     timer missed.
+//     timer missed. At most 32 refreshes of a mount run at a time.
 //  4. A token is live until shortly before it expires: 30 s, or a twentieth of
-//     a short lifetime. A token that is not live is never handed out. No clock
-//     step and no suspended machine makes a life longer.
+//     a short lifetime. A token that is not live is never handed out. While the
+//     process runs, no clock step and no suspended machine makes a life longer.
 //  5. While Autopay fails, the live token is served with a warning. Retries back
-//     off and need no reader. Readers without a live token get the last error
+//     off, the longer the more they may cost, and need no reader. Readers without a live token get the last error
 //     at once; they cause no request.
 //  6. Storage is the truth. A token is stored before it is served, so it
 //     survives restarts, failovers and upgrades.
@@ -47,6 +47,6 @@
 // token_entry.go and config_entry.go are what storage keeps, and snapshot.go
 // answers every question about time and state. Then credential.go and
 // renewal.go, where the concurrency is, and path_token.go, the read that
-// everything else is for. Files call only files on their own floor or below;
-// docs/architecture.md lists the floors.
+// everything else is for. A call goes to a file of its own layer or a lower one;
+// docs/architecture.md lists the layers.
 package main

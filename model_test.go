@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,8 +27,9 @@ import (
 var modelRuns = flag.Int("model.runs", 10, "random runs of TestModel")
 
 // model is one random life of a mount: 30 days of readers, operators, outages,
-// refusals, restarts, times as a standby and failing storage. It checks the ten rules
-// after every step and for every request that reaches Autopay.
+// refusals, restarts, times as a standby and failing storage, and in every third run
+// of clocks that are set. It checks the ten rules after every step and for every
+// request that reaches Autopay.
 type model struct {
 	t       *testing.T
 	rng     *rand.Rand
@@ -39,10 +41,21 @@ type model struct {
 	ill     bool   // a fault is set at Autopay, or a secret is wrong
 	since   time.Time
 	patient bool // its outages are long
+	clock   *steppedClock
+	clocks  clockFaults
 	lossy   bool // storage has failed in this run, so removals from the ledger may be lost
 	stats   *modelStats
 	mu      sync.Mutex // guards the credentials and the windows against onRequest
 }
+
+// clockFaults are what may happen to the wall clock in a run.
+type clockFaults int
+
+const (
+	rightClock    clockFaults = iota
+	steppedClocks             // it is set while the process runs, which is then not restarted
+	wrongClocks               // and while the process is down, whose token may then be served for longer
+)
 
 // window is a span of time that may be open.
 type window struct{ from, to time.Time }
@@ -55,10 +68,11 @@ func (w window) holds(t time.Time) bool {
 type modelCredential struct {
 	name, id string // id: the client of the config in force
 	limit    int
-	counted  []time.Time // requests that may have cost a token
-	failed   time.Time   // when the last attempt that no operator wanted failed; zero: it did not
-	refused  bool        // as a refusal
-	operator string      // path of the operator's write under way
+	counted  []time.Time   // requests that may have cost a token
+	failed   time.Time     // when the last attempt that no operator wanted failed; zero: it did not
+	wait     time.Duration // the least that must follow it
+	operator string        // path of the operator's write under way
+	asked    time.Time     // when the last request came; zero: something has happened since that may cause another
 }
 
 // modelStats are the totals and the tightest margins over all runs.
@@ -89,7 +103,10 @@ func TestModel(t *testing.T) {
 func live(t *testing.T, seed uint64, stats *modelStats) {
 	t.Helper()
 	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 4711)), stats: stats, byID: map[string]*modelCredential{}}
-	m.patient = seed%8 == 0
+	m.patient, m.clock = seed%8 == 0, new(steppedClock)
+	if seed%3 == 1 {
+		m.clocks = steppedClocks + clockFaults(seed%2)
+	}
 	clients := map[string]string{}
 	for i := range 3 {
 		c := &modelCredential{name: fmt.Sprintf("n%d", i)}
@@ -100,6 +117,8 @@ func live(t *testing.T, seed uint64, stats *modelStats) {
 		m.names = append(m.names, c)
 	}
 	m.e = newEngine(t, autopaysim.Options{Clients: clients, Lifetime: m.lifetime(), OnRequest: m.onRequest})
+	m.e.opts.now = m.clock.now
+	m.e.restart()
 	for _, c := range m.names {
 		c.limit = 1 + m.rng.IntN(16)
 		c.id = c.name + "a"
@@ -147,6 +166,11 @@ func (m *model) step(c *modelCredential) {
 			{Kind: "refused"},
 			{Kind: "close"},
 			{Kind: "malformed"},
+			{Kind: "html"},
+			{Kind: "oauth_error"},
+			{Kind: "lost"},
+			{Kind: "quoted"},
+			{Kind: "same_token"},
 			{Kind: "same_token"},
 			{Kind: "delay", Delay: time.Duration(m.rng.IntN(12)) * time.Second},
 		}
@@ -154,7 +178,9 @@ func (m *model) step(c *modelCredential) {
 		m.e.sim.SetFault(kinds[m.rng.IntN(len(kinds))])
 	case dice < 60:
 		m.e.sim.SetLifetime(m.lifetime())
-	case dice < 66:
+	case dice < 64 && m.clocks != rightClock:
+		m.setClock()
+	case dice < 66 && m.clocks != steppedClocks:
 		m.restart()
 	case dice < 70 && !m.standby.holds(now.Add(1)):
 		m.open(&m.standby, now)
@@ -196,6 +222,26 @@ func (m *model) step(c *modelCredential) {
 	}
 }
 
+// setClock sets the wall clock: by minutes, by as much as a token lives, by a month, or right.
+func (m *model) setClock() {
+	by := []time.Duration{5 * time.Minute, 4 * time.Hour, 30 * 24 * time.Hour}[m.rng.IntN(3)]
+	m.clock.set([]time.Duration{0, by, -by}[m.rng.IntN(3)] * time.Duration(m.rng.IntN(1000)) / 1000)
+	m.forget()
+	if m.clocks == wrongClocks && m.rng.IntN(2) == 0 {
+		m.e.restart()
+	}
+}
+
+// forget drops what the model knows by a clock that has been set.
+func (m *model) forget() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lossy = true
+	for _, c := range m.names {
+		c.counted, c.failed, c.asked = nil, time.Time{}, time.Time{}
+	}
+}
+
 func (m *model) open(w *window, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -211,7 +257,7 @@ func (m *model) operate(c *modelCredential, path string, data map[string]any) bo
 	m.stats.writes.Add(1)
 	synctest.Wait() // for onRequest, which is called after a request was answered
 	m.mu.Lock()
-	c.operator = ""
+	c.operator, c.asked = "", time.Time{}
 	m.mu.Unlock()
 	return err == nil && !resp.IsError()
 }
@@ -237,7 +283,7 @@ func (m *model) heal() {
 func (m *model) restart() {
 	m.stats.restarts.Add(1)
 	synctest.Wait()
-	now := time.Now()
+	now := m.clock.now()
 	keep := map[string]string{}
 	for _, c := range m.names {
 		s := m.e.credential(c.name).snap.Load()
@@ -249,9 +295,15 @@ func (m *model) restart() {
 			c.failed = time.Time{}
 			m.mu.Unlock()
 		}
+		m.mu.Lock()
+		c.asked = time.Time{}
+		m.mu.Unlock()
 	}
 	m.e.restart()
 	for name, token := range keep {
+		if m.clocks == wrongClocks {
+			break // a stored token may be one from the future
+		}
 		if resp, err := m.e.read("token/" + name); err != nil || resp.Data["access_token"] != token {
 			m.t.Errorf("rule 6: another token after a restart: %v %v", resp, err)
 		}
@@ -263,13 +315,13 @@ func (m *model) read(c *modelCredential) {
 	m.stats.reads.Add(1)
 	begun := time.Now()
 	s := m.e.credential(c.name).snap.Load()
-	had := s != nil && s.live(begun)
+	had := s != nil && s.live(m.clock.now())
 	resp, err := m.e.read("token/" + c.name)
 	now := time.Now()
 	if took := now.Sub(begun); had && took > 0 {
 		m.t.Errorf("rule 1: a reader of a live token waited %s", took)
 	}
-	s = m.e.credential(c.name).snap.Load()
+	s, clock := m.e.credential(c.name).snap.Load(), m.clock.now()
 	well := !m.ill && !m.standby.holds(now) && !m.noDisk.holds(now)
 	if err != nil {
 		m.mu.Lock()
@@ -284,7 +336,7 @@ func (m *model) read(c *modelCredential) {
 		case had:
 			m.t.Errorf("rule 1: a live token was not served: %v", err)
 		case !well || s.entry.Failure != nil: // it may fail
-		case s.limited(now) == nil:
+		case s.limited(clock) == nil:
 			m.t.Errorf("rule 3: no token though nothing is wrong: %v", err)
 		case !m.lossy && used < c.limit:
 			m.t.Errorf("rule 8: limited with %d of %d requests used", used, c.limit)
@@ -292,17 +344,17 @@ func (m *model) read(c *modelCredential) {
 		return
 	}
 	token := resp.Data["access_token"].(string)
-	if owner := m.owner(token); owner != c.id {
+	if owner := m.owner(token); owner != c.id && (owner != "" || m.clocks != wrongClocks) {
 		m.t.Errorf("rules 4 and 7: a token of %q was served for %q", owner, c.id)
 	}
 	expire, _ := time.Parse(time.RFC3339, resp.Data["expire_time"].(string))
 	lifetime := s.entry.lifetime()
-	spare := expire.Sub(now) - min(30*time.Second, lifetime/20)
+	spare := expire.Sub(clock) - min(30*time.Second, lifetime/20)
 	if spare <= 0 {
 		m.t.Errorf("rule 4: a token was served %s after its margin began", -spare)
 	}
-	if well && now.Sub(m.since) > time.Minute && s.problem(now) == nil && now.Sub(s.scheduled) > time.Second && m.e.credential(c.name).flight == nil {
-		m.t.Errorf("rule 3: the token is %s overdue though nothing is wrong", now.Sub(s.scheduled))
+	if well && now.Sub(m.since) > time.Minute && s.problem(clock) == nil && timeLeft(clock, s.scheduled) < -time.Second && m.e.credential(c.name).flight == nil {
+		m.t.Errorf("rule 3: the token is %s overdue though nothing is wrong", -timeLeft(clock, s.scheduled))
 	}
 	if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > max(5, resp.Data["rotation_period"].(int64)) || len(resp.Warnings) > 0 && ttl > 60 {
 		m.t.Errorf("rule 5: ttl %d with warnings %v", ttl, resp.Warnings)
@@ -343,41 +395,58 @@ func (m *model) onRequest(entry autopaysim.Entry) {
 	if n := m.e.sim.Stats().Clients[entry.ClientID].MaxInFlight; n > 1 {
 		m.t.Errorf("rule 2: %d requests in flight", n)
 	}
-	if !c.failed.IsZero() && c.operator == "" {
-		gap, least := entry.Time.Sub(c.failed), time.Second
-		if c.refused {
-			least = 5 * time.Minute
-		}
-		if gap < least {
-			m.t.Errorf("rule 5: a request came %s after a failure, want at least %s", gap, least)
-		}
-		m.stats.mu.Lock()
-		m.stats.gap = min(m.stats.gap, gap)
-		m.stats.mu.Unlock()
+	c.checkPace(m, entry.Time)
+	rule := ruleFor(entry.Status, entry.Fault == autopaysim.FaultOAuthError)
+	good := entry.Status == http.StatusOK && slices.Contains([]string{"", "delay", "same_token", "quoted"}, entry.Fault)
+	if good || rule.counts {
+		c.checkLimit(m, entry.Time)
 	}
-	if entry.Status/100 == 2 || entry.Status == 0 { // it may have cost a token
-		used := 1
-		for _, at := range c.counted {
-			if entry.Time.Sub(at) < ledgerWindow {
-				used++
-			}
-		}
-		c.counted = append(c.counted, entry.Time)
-		if used > c.limit {
-			m.t.Errorf("rule 8: %d requests in 24 h, the limit is %d", used, c.limit)
-		}
-		m.stats.mu.Lock()
-		m.stats.full = max(m.stats.full, float64(used)/float64(c.limit))
-		m.stats.mu.Unlock()
-	}
-	switch good := entry.Status == http.StatusOK && (entry.Fault == "" || entry.Fault == "delay" || entry.Fault == "same_token"); {
+	switch {
 	case good:
 		c.failed = time.Time{}
 	case entry.Status == 0 && entry.Fault != "close" && entry.Duration < defaultRequestTimeout*time.Second:
-		// The process ended before the answer came, so its successor may ask at once.
+		c.asked = time.Time{} // the process ended before the answer came, so its successor may ask at once
 	case !strings.HasPrefix(c.operator, "config"): // a failed verification changes nothing
-		c.failed, c.refused = time.Now(), entry.Status/100 == 4 && entry.Status != http.StatusTooManyRequests
+		c.failed, c.wait = time.Now(), rule.wait
 	}
+}
+
+// checkPace checks that a request which no operator wanted comes no sooner after the
+// one before it than it may. The caller holds m.mu.
+func (c *modelCredential) checkPace(m *model, at time.Time) {
+	m.t.Helper()
+	if gap := at.Sub(c.asked); gap < time.Second && c.operator == "" {
+		m.t.Errorf("rule 2: two requests within %s", gap)
+	}
+	c.asked = at
+	if c.failed.IsZero() || c.operator != "" {
+		return
+	}
+	gap := at.Sub(c.failed)
+	if gap < c.wait {
+		m.t.Errorf("rule 5: a request came %s after a failure, want at least %s", gap, c.wait)
+	}
+	m.stats.mu.Lock()
+	defer m.stats.mu.Unlock()
+	m.stats.gap = min(m.stats.gap, gap)
+}
+
+// checkLimit counts a request that may have cost a token. The caller holds m.mu.
+func (c *modelCredential) checkLimit(m *model, at time.Time) {
+	m.t.Helper()
+	c.counted = append(c.counted, at)
+	used := 0
+	for _, t := range c.counted {
+		if at.Sub(t) < ledgerWindow {
+			used++
+		}
+	}
+	if used > c.limit {
+		m.t.Errorf("rule 8: %d requests in 24 h, the limit is %d", used, c.limit)
+	}
+	m.stats.mu.Lock()
+	defer m.stats.mu.Unlock()
+	m.stats.full = max(m.stats.full, float64(used)/float64(c.limit))
 }
 
 // slowStorage is storage whose operations take random time and fail at random.

@@ -306,6 +306,6 @@ func scheduleWarning(s *snapshot) string {
 	if gap.IsZero() {
 		return ""
 	}
-	return fmt.Sprintf("rotation_schedule has no time within 90 %% of the token's lifetime of %s after %s: "+
+	return fmt.Sprintf("rotation_schedule has no time within 90%% of the token's lifetime of %s after %s: "+
 		"a token obtained then is replaced at three quarters of its lifetime", s.entry.lifetime(), formatTime(gap))
 }
