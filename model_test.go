@@ -227,7 +227,11 @@ func (m *model) setClock() {
 	by := []time.Duration{5 * time.Minute, 4 * time.Hour, 30 * 24 * time.Hour}[m.rng.IntN(3)]
 	m.clock.set([]time.Duration{0, by, -by}[m.rng.IntN(3)] * time.Duration(m.rng.IntN(1000)) / 1000)
 	m.forget()
-	if m.clocks == wrongClocks && m.rng.IntN(2) == 0 {
+	if m.rng.IntN(2) == 0 { // whose times are those of another clock
+		m.ill = true
+		m.e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+	}
+	if m.clocks == wrongClocks && m.rng.IntN(4) > 0 {
 		m.e.restart()
 	}
 }
