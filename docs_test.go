@@ -432,3 +432,20 @@ func TestDependenciesAreListed(t *testing.T) {
 		}
 	}
 }
+
+// TestDependabotCoversEveryModule checks that each go.mod is in Dependabot's file.
+func TestDependabotCoversEveryModule(t *testing.T) {
+	t.Parallel()
+	listed := readFile(t, ".github/dependabot.yml")
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Name() == "go.mod" {
+			if folder := filepath.ToSlash(filepath.Join("/", filepath.Dir(path))); !strings.Contains(listed, "- "+folder+"\n") {
+				t.Errorf("Dependabot does not know %s", folder)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
