@@ -154,7 +154,8 @@ func TestStatusShape(t *testing.T) {
 	}
 }
 
-// TestListPages lists the names a page at a time, as OpenBao's clients do.
+// TestListPages lists the names a page at a time, as OpenBao's clients do, and with
+// the health of each, as vault list -detailed does.
 func TestListPages(t *testing.T) {
 	t.Parallel()
 	m, _, cred := harness.Setup(t)
@@ -175,5 +176,14 @@ func TestListPages(t *testing.T) {
 	}
 	if a := m.Do(t, "LIST", "config?after=tromso", nil); a.Status != http.StatusNotFound {
 		t.Errorf("a page after the last name: %d, want a 404, which ends a client's paging", a.Status)
+	}
+
+	expires := m.Token(t, "oslo").ExpireTime
+	out, code := m.CLI(t, m.RootToken, "list", "-detailed", m.At+"/config")
+	if got := strings.Fields(out); code != 0 || !slices.Equal(got, []string{
+		"Keys", "expire_time", "state", "----", "-----------", "-----",
+		"bergen", "n/a", "pending", "oslo", expires, "ok", "tromso", "n/a", "pending",
+	}) {
+		t.Errorf("vault list -detailed: exit code %d\n%s", code, out)
 	}
 }
