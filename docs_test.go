@@ -289,7 +289,7 @@ func says(texts []string, documented string) bool {
 func TestDocsErrors(t *testing.T) {
 	t.Parallel()
 	texts := said(t)
-	vaults := []string{"permission denied", "checksums did not match", "plugin version mismatch: …", "plugin not found in the catalog: …"}
+	vaults := []string{"permission denied", "unsupported operation", "checksums did not match", "plugin version mismatch: …", "plugin not found in the catalog: …"}
 	n := 0
 	for _, row := range rows(readDocument(t, "docs/api.md")["Errors"]) {
 		for _, text := range quoted(row[0]) {
@@ -447,5 +447,14 @@ func TestDependabotCoversEveryModule(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestChangelogHasTheVersion checks the heading that the release workflow looks for.
+func TestChangelogHasTheVersion(t *testing.T) {
+	t.Parallel()
+	heading := regexp.MustCompile(`(?m)^## ` + regexp.QuoteMeta(version) + ` - 20\d\d-\d\d-\d\d$`)
+	if !heading.MatchString(readFile(t, "CHANGELOG.md")) {
+		t.Errorf("CHANGELOG.md has no dated section for %s", version)
 	}
 }

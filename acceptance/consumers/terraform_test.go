@@ -246,7 +246,7 @@ func (tf *terraform) mustRun(t *testing.T, args ...string) string {
 
 func (tf *terraform) apply(t *testing.T) {
 	t.Helper()
-	t.Log(lastLine(tf.mustRun(t, "apply", "-auto-approve")))
+	tf.mustRun(t, "apply", "-auto-approve")
 }
 
 // isUnchanged fails the test unless the plan is empty.
@@ -255,9 +255,4 @@ func (tf *terraform) isUnchanged(t *testing.T) {
 	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 0 {
 		t.Errorf("plan: exit code %d, want 0, nothing to change\n%s", code, out)
 	}
-}
-
-func lastLine(text string) string {
-	text = strings.TrimSpace(text)
-	return text[strings.LastIndexByte(text, '\n')+1:]
 }
