@@ -131,7 +131,8 @@ func TestConfigListShowsHealth(t *testing.T) {
 				}
 			}
 		}
-		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby)) // what it remembers may be old
+		// A standby passes the list on, because what it remembers may be old.
+		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
 		if _, err := e.do(t.Context(), logical.ListOperation, "config/", nil); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
 			t.Errorf("a standby's list: %v, want read-only, so that Vault passes it on", err)
 		}
