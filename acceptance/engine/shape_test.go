@@ -77,6 +77,12 @@ func TestConfigShape(t *testing.T) {
 		"request_timeout":     json.Number("10"),
 		"ca_cert":             "",
 		"token_request_limit": json.Number("100"),
+
+		"client_secret_updated_time": a.Data["client_secret_updated_time"],
+	}
+	updated, err := time.Parse("2006-01-02T15:04:05Z", fmt.Sprint(a.Data["client_secret_updated_time"]))
+	if err != nil || time.Since(updated).Abs() > time.Minute {
+		t.Errorf("client_secret_updated_time is %v, want now", a.Data["client_secret_updated_time"])
 	}
 	if !reflect.DeepEqual(a.Data, want) {
 		t.Errorf("config %v, want %v", a.Data, want)
