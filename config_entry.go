@@ -37,6 +37,7 @@ const (
 
 	fieldName             = "name"
 	fieldClientSecret     = "client_secret"
+	fieldSecretUpdated    = "client_secret_updated_time"
 	fieldRotationPeriod   = "rotation_period"
 	fieldRotationSchedule = "rotation_schedule"
 	fieldVerify           = "verify"
@@ -58,6 +59,9 @@ type configEntry struct {
 	// Generation is random. It is new whenever something changes that a token
 	// is issued for (rule 7).
 	Generation string `json:"generation"`
+	// SecretUpdated is when ClientSecret was last changed, whole seconds in UTC;
+	// zero: v0.1.0 stored it.
+	SecretUpdated time.Time `json:"client_secret_updated_time,omitzero"`
 }
 
 // A configField is a field of the config path that is stored. Schema, parsing,
@@ -182,7 +186,8 @@ func decodeConfig(data []byte) (*configEntry, error) {
 	if json.Unmarshal(stored["generation"], &c.Generation) != nil || c.Generation == "" {
 		return nil, errors.New("its generation is missing")
 	}
-	_ = json.Unmarshal(stored["schedule_since"], &c.ScheduleSince) // without it, all times of the schedule count
+	_ = json.Unmarshal(stored["schedule_since"], &c.ScheduleSince)   // without it, all times of the schedule count
+	_ = json.Unmarshal(stored[fieldSecretUpdated], &c.SecretUpdated) // without it, nobody knows
 	for _, f := range configFields {
 		data, found := stored[f.name]
 		understood := !found || json.Unmarshal(data, f.value(c)) == nil
@@ -293,6 +298,9 @@ func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry,
 	}
 	if err := next.chooseRotation(c, data, now); err != nil {
 		return nil, err
+	}
+	if c == nil || next.ClientSecret != c.ClientSecret {
+		next.SecretUpdated = now.UTC().Truncate(time.Second)
 	}
 	issuedForSame := c != nil
 	for _, f := range configFields {

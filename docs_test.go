@@ -335,7 +335,7 @@ func TestDocsErrors(t *testing.T) {
 			}
 		}
 	}
-	vaults := []string{"permission denied", "checksums did not match", "plugin version mismatch: …", "plugin not found in the catalog: …"}
+	vaults := []string{"permission denied", "unsupported operation", "checksums did not match", "plugin version mismatch: …", "plugin not found in the catalog: …"}
 	for _, row := range rows(readDocument(t, "docs/api.md")["Errors"]) {
 		for _, text := range quoted(row[0]) {
 			if !slices.Contains(vaults, text) && !said(texts, text) {
@@ -539,5 +539,31 @@ func TestDependenciesAreListed(t *testing.T) {
 		if !strings.Contains(text, "| `"+module[1]+"` |") {
 			t.Errorf("%s is not listed", module[1])
 		}
+	}
+}
+
+// TestDependabotCoversEveryModule checks that each go.mod is in Dependabot's file.
+func TestDependabotCoversEveryModule(t *testing.T) {
+	t.Parallel()
+	listed := readFile(t, ".github/dependabot.yml")
+	err := filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Name() == "go.mod" {
+			if folder := filepath.ToSlash(filepath.Join("/", filepath.Dir(path))); !strings.Contains(listed, "- "+folder+"\n") {
+				t.Errorf("Dependabot does not know %s", folder)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestChangelogHasTheVersion checks the heading that the release workflow looks for.
+func TestChangelogHasTheVersion(t *testing.T) {
+	t.Parallel()
+	heading := regexp.MustCompile(`(?m)^## ` + regexp.QuoteMeta(version) + ` - 20\d\d-\d\d-\d\d$`)
+	if !heading.MatchString(readFile(t, "CHANGELOG.md")) {
+		t.Errorf("CHANGELOG.md has no dated section for %s", version)
 	}
 }

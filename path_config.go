@@ -25,7 +25,10 @@ A write that changes what a token is issued for is verified first: one token is
 requested with the new settings. If Autopay refuses, nothing is changed.
 `
 	configListSynopsis    = "List the names of the configured credentials."
-	configListDescription = "The secrets are not shown, here or anywhere else."
+	configListDescription = `
+key_info ("vault list -detailed") has the state and expire_time of each
+credential, from memory. The secrets are not shown, here or anywhere else.
+`
 )
 
 // configSchema is the schema of all stored fields of a credential.
@@ -60,6 +63,10 @@ func configResponseSchema() map[string]*framework.FieldSchema {
 			fields[f.name].Type = framework.TypeInt64
 		}
 	}
+	fields[fieldSecretUpdated] = &framework.FieldSchema{
+		Type:        framework.TypeTime,
+		Description: "When the stored client_secret was last changed; null if v0.1.0 stored it.",
+	}
 	return fields
 }
 
@@ -78,8 +85,11 @@ func (m *mount) pathConfigList() *framework.Path {
 				Callback: m.pathConfigListNames,
 				Summary:  configListSynopsis,
 				Responses: okResponse(map[string]*framework.FieldSchema{
-					"keys": {Type: framework.TypeStringSlice, Description: "Names of the credentials, sorted.", Required: true},
+					"keys":     {Type: framework.TypeStringSlice, Description: "Names of the credentials, sorted.", Required: true},
+					"key_info": {Type: framework.TypeMap, Description: "state and expire_time of each credential in memory, by name."},
 				}),
+				// The active node knows; a standby without readers does not.
+				ForwardPerformanceStandby: true,
 			},
 		},
 		HelpSynopsis:    configListSynopsis,
@@ -134,7 +144,8 @@ func (m *mount) pathConfig() *framework.Path {
 }
 
 // pathConfigListNames corresponds to LIST on autopay/config/. Clients of OpenBao
-// page with after and limit.
+// page with after and limit. Only the names come from storage; a credential that
+// is not loaded yet has no key_info.
 func (m *mount) pathConfigListNames(
 	ctx context.Context,
 	_ *logical.Request,
@@ -151,7 +162,21 @@ func (m *mount) pathConfigListNames(
 	if limit := d.Get(fieldLimit).(int); limit > 0 {
 		names = names[:min(limit, len(names))]
 	}
-	return logical.ListResponse(names), nil
+	now, info := m.now(), map[string]any{}
+	for _, name := range names {
+		c := m.known(name)
+		if c == nil {
+			continue
+		}
+		if s := c.snap.Load(); s != nil && (s.config != nil || s.damage != nil) {
+			health := map[string]any{"state": s.state(now)}
+			if !s.entry.ExpireTime.IsZero() {
+				health["expire_time"] = formatTime(s.entry.ExpireTime)
+			}
+			info[name] = health
+		}
+	}
+	return logical.ListResponseWithInfo(names, info), nil
 }
 
 // pathConfigExists tells Vault whether a write on autopay/config[/NAME] is a
@@ -196,7 +221,7 @@ func (m *mount) pathConfigRead(
 	case err != nil:
 		return respondError(err)
 	}
-	data := map[string]any{}
+	data := map[string]any{fieldSecretUpdated: timeOrNull(s.config.SecretUpdated)}
 	for _, f := range configFields {
 		if !f.secret {
 			data[f.name] = f.shown(s.config)

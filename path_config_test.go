@@ -3,15 +3,19 @@ package main
 import (
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"github.com/hashicorp/vault/sdk/framework"
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -50,6 +54,7 @@ func TestConfigUpdate(t *testing.T) {
 		want := map[string]any{
 			"client_id": testID, "token_url": defaultTokenURL, "audience": defaultAudience, "ca_cert": "",
 			"rotation_period": int64(7200), "rotation_schedule": "", "request_timeout": int64(20), "token_request_limit": 50,
+			"client_secret_updated_time": "2000-01-01T00:00:00Z",
 		}
 		if got := e.status("config"); !maps.Equal(got, want) {
 			t.Errorf("config is %v, want %v", got, want)
@@ -79,6 +84,88 @@ func TestConfigUpdate(t *testing.T) {
 				t.Errorf("got %d %q", code(resp, err), say(resp, err))
 			}
 		})
+	})
+}
+
+// TestConfigListShowsHealth: key_info comes from memory. A list reads storage once,
+// however many credentials there are.
+func TestConfigListShowsHealth(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		for i := range 1000 {
+			e.configure(fmt.Sprintf("pending-%04d", i), "verify", false)
+		}
+		e.put("config/damaged", "{")
+		e.restart()
+		synctest.Wait() // until all are loaded
+		e.put("config/unloaded", e.stored("config/default"))
+
+		ok := map[string]any{"state": "ok", "expire_time": "2000-01-02T00:00:00Z"}
+		pending := map[string]any{"state": "pending"}
+		for page, test := range map[string]struct {
+			query map[string]any
+			keys  int
+			want  map[string]any
+		}{
+			"all":      {nil, 1003, map[string]any{"default": ok, "damaged": map[string]any{"state": "failing"}, "pending-0999": pending}},
+			"limit":    {map[string]any{"limit": 3}, 3, map[string]any{"default": ok, "pending-0000": pending}},
+			"after":    {map[string]any{"after": "pending-0998"}, 2, map[string]any{"pending-0999": pending}},
+			"unloaded": {map[string]any{"after": "pending-0999"}, 1, nil},
+		} {
+			reads := e.storage.reads.Load()
+			resp, err := e.do(t.Context(), logical.ListOperation, "config/", test.query)
+			if err != nil || len(resp.Data["keys"].([]string)) != test.keys {
+				t.Fatalf("%s: %v %v, want %d keys", page, resp, err, test.keys)
+			}
+			if got := e.storage.reads.Load() - reads; got != 1 {
+				t.Errorf("%s: %d reads of storage, want 1", page, got)
+			}
+			info, _ := resp.Data["key_info"].(map[string]any)
+			for name, want := range test.want {
+				if !reflect.DeepEqual(info[name], want) {
+					t.Errorf("%s: key_info of %s is %v, want %v", page, name, info[name], want)
+				}
+			}
+			for name := range info {
+				if !slices.Contains(resp.Data["keys"].([]string), name) || name == "unloaded" {
+					t.Errorf("%s: key_info of %s, want none", page, name)
+				}
+			}
+		}
+		// A standby passes the list on, because what it remembers may be old.
+		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		if _, err := e.do(t.Context(), logical.ListOperation, "config/", nil); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+			t.Errorf("a standby's list: %v, want read-only, so that Vault passes it on", err)
+		}
+	})
+}
+
+// TestClientSecretUpdatedTime: it tells when the stored secret last became another one.
+func TestClientSecretUpdatedTime(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{Clients: map[string]string{testID: testSecret, "second": testSecret}})
+		shown := func(want any) {
+			t.Helper()
+			if got := e.status("config")["client_secret_updated_time"]; got != want {
+				t.Errorf("client_secret_updated_time is %v, want %v", got, want)
+			}
+		}
+		e.configure("default")
+		time.Sleep(90 * time.Minute)
+		writes := e.storage.writes.Load()
+		e.configure("default") // the same secret again
+		if got := e.storage.writes.Load(); got != writes {
+			t.Errorf("the same secret again wrote %d entries", got-writes)
+		}
+		e.configure("default", "client_id", "second", "rotation_period", "1h")
+		shown("2000-01-01T00:00:00Z")
+		_, _ = e.write("config", map[string]any{"client_secret": "wrong"}) // Autopay refuses it
+		shown("2000-01-01T00:00:00Z")
+		time.Sleep(time.Second / 2)
+		e.configure("default", "client_secret", "unverified", "verify", false)
+		shown("2000-01-01T01:30:00Z")
+		e.restart()
+		shown("2000-01-01T01:30:00Z")
 	})
 }
 

@@ -144,6 +144,9 @@ func TestStoredByV010(t *testing.T) {
 					t.Errorf("unproved is %v, want pending", got)
 				}
 				config := e.status("config/full")
+				if config["client_secret_updated_time"] != nil {
+					t.Errorf("client_secret_updated_time is %v, want null", config["client_secret_updated_time"])
+				}
 				if config["rotation_period"] != int64(43200) || config["token_request_limit"] != 7 || !strings.HasPrefix(config["ca_cert"].(string), "-----BEGIN") {
 					t.Errorf("config/full: %v", config)
 				}

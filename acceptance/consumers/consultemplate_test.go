@@ -80,7 +80,7 @@ func TestConsulTemplateWait(t *testing.T) {
 	t.Parallel()
 	versions := map[string]consulTemplate{
 		"0.41": buildConsulTemplate(t, "go.mod"),
-		"0.42": buildConsulTemplate(t, "newest.mod"),
+		"0.43": buildConsulTemplate(t, "newest.mod"),
 	}
 	m := harness.Enable(t, harness.SharedVault(t))
 	app := m.TokenFor(t, fmt.Sprintf(`path "%s/token/*" { capabilities = ["read"] }`, m.At))

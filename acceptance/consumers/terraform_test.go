@@ -84,14 +84,30 @@ func TestExampleTerraform(t *testing.T) {
 	tf.isUnchanged(t)
 	asked(1, 1)
 
+	// The output tells of a secret that is replaced by hand, which the provider does not notice.
+	before := tf.mustRun(t, "output", "client_secret_updated_time")
 	secret := harness.NewSecret()
 	p.SetClient(oslo.ID, secret)
+	m.MustWrite(t, "config/oslo", harness.Fields("client_secret", secret))
+	asked(1, 2)
+	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 2 || !strings.Contains(out, "client_secret_updated_time") {
+		t.Errorf("plan after a secret was replaced by hand: exit code %d, want 2\n%s", code, out)
+	}
 	tf.variables["client_secrets"].(map[string]any)["oslo"] = secret
 	tf.apply(t)
 	asked(1, 2)
+	if after := tf.mustRun(t, "output", "client_secret_updated_time"); after == before {
+		t.Errorf("client_secret_updated_time did not change: %s", after)
+	}
+
+	secret = harness.NewSecret()
+	p.SetClient(oslo.ID, secret)
+	tf.variables["client_secrets"].(map[string]any)["oslo"] = secret
+	tf.apply(t)
+	asked(1, 3)
 
 	tf.mustRun(t, "destroy", "-auto-approve")
-	asked(1, 2)
+	asked(1, 3)
 	if a := m.Read(t, "token"); a.Status != http.StatusNotFound && a.Status != http.StatusForbidden {
 		t.Errorf("after destroy: %v", a)
 	}
@@ -230,7 +246,7 @@ func (tf *terraform) mustRun(t *testing.T, args ...string) string {
 
 func (tf *terraform) apply(t *testing.T) {
 	t.Helper()
-	t.Log(lastLine(tf.mustRun(t, "apply", "-auto-approve")))
+	tf.mustRun(t, "apply", "-auto-approve")
 }
 
 // isUnchanged fails the test unless the plan is empty.
@@ -239,9 +255,4 @@ func (tf *terraform) isUnchanged(t *testing.T) {
 	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 0 {
 		t.Errorf("plan: exit code %d, want 0, nothing to change\n%s", code, out)
 	}
-}
-
-func lastLine(text string) string {
-	text = strings.TrimSpace(text)
-	return text[strings.LastIndexByte(text, '\n')+1:]
 }

@@ -77,6 +77,12 @@ func TestConfigShape(t *testing.T) {
 		"request_timeout":     json.Number("10"),
 		"ca_cert":             "",
 		"token_request_limit": json.Number("100"),
+
+		"client_secret_updated_time": a.Data["client_secret_updated_time"],
+	}
+	updated, err := time.Parse("2006-01-02T15:04:05Z", fmt.Sprint(a.Data["client_secret_updated_time"]))
+	if err != nil || time.Since(updated).Abs() > time.Minute {
+		t.Errorf("client_secret_updated_time is %v, want now", a.Data["client_secret_updated_time"])
 	}
 	if !reflect.DeepEqual(a.Data, want) {
 		t.Errorf("config %v, want %v", a.Data, want)
@@ -154,7 +160,8 @@ func TestStatusShape(t *testing.T) {
 	}
 }
 
-// TestListPages lists the names a page at a time, as OpenBao's clients do.
+// TestListPages lists the names a page at a time, as OpenBao's clients do, and with
+// the health of each, as vault list -detailed does.
 func TestListPages(t *testing.T) {
 	t.Parallel()
 	m, _, cred := harness.Setup(t)
@@ -175,5 +182,14 @@ func TestListPages(t *testing.T) {
 	}
 	if a := m.Do(t, "LIST", "config?after=tromso", nil); a.Status != http.StatusNotFound {
 		t.Errorf("a page after the last name: %d, want a 404, which ends a client's paging", a.Status)
+	}
+
+	expires := m.Token(t, "oslo").ExpireTime
+	out, code := m.CLI(t, m.RootToken, "list", "-detailed", m.At+"/config")
+	if got := strings.Fields(out); code != 0 || !slices.Equal(got, []string{
+		"Keys", "expire_time", "state", "----", "-----------", "-----",
+		"bergen", "n/a", "pending", "oslo", expires, "ok", "tromso", "n/a", "pending",
+	}) {
+		t.Errorf("vault list -detailed: exit code %d\n%s", code, out)
 	}
 }

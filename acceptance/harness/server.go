@@ -120,6 +120,9 @@ plugin_directory = %q
 api_addr         = %q
 cluster_addr     = %q
 
+# OpenBao allows it only then; Vault does not know the line.
+unsafe_allow_api_audit_creation = true
+
 listener "tcp" {
   address         = %q
   cluster_address = %q

@@ -36,6 +36,18 @@ resource "vault_generic_endpoint" "credential" {
   })
 }
 
+# The credentials as a read shows them, without their secrets.
+data "vault_generic_secret" "config" {
+  for_each   = var.client_ids
+  path       = "${vault_mount.autopay.path}/config/${each.key}"
+  depends_on = [vault_generic_endpoint.credential]
+}
+
+# If somebody replaces a secret by hand, the next plan shows a change here.
+output "client_secret_updated_time" {
+  value = { for name, config in data.vault_generic_secret.config : name => nonsensitive(config.data["client_secret_updated_time"]) }
+}
+
 # autopay-app-NAME: the token of one name, and nothing else.
 resource "vault_policy" "app" {
   for_each = var.client_ids
