@@ -7,10 +7,13 @@
 # 3 seconds shows nothing.
 set -euo pipefail
 
-build=(build -v) list=(list -deps)
+list=(list -deps)
+build() { go build -v "$@" -o "$output" "$package"; }
 if [ "$1" = -test ]; then
-  build=(test -c -vet=off -v) list+=(-test)
   shift
+  list+=(-test)
+  # With -v go list names what it compiles, which go test does not.
+  build() { go "${list[@]}" -export -v -f '' "$@" "$package" && go test -c -vet=off "$@" -o "$output" "$package"; }
 fi
 name=$1 output=$2 package=$3
 shift 3
@@ -44,12 +47,13 @@ lines() { grep -c "$@" "$tmp/log" || true; }
 
 total='' before='' began=''
 progress() {
-  local compiled seconds
+  local compiled modules seconds left
   compiled=$(lines -v ' ')
   if [ -z "$total" ]; then
-    show "downloading and counting, $(lines '^go: downloading') modules so far"
-    # The packages that are not in the build cache. This waits for the downloads.
-    if ! kill -0 "$counting" 2>/dev/null; then
+    if kill -0 "$counting" 2>/dev/null; then # it waits for the downloads
+      modules=$(lines '^go: downloading ')
+      [ "$modules" -eq 0 ] || show "downloading, $modules modules so far"
+    else
       total=$(($(wc -l <"$tmp/count") + compiled)) before=$compiled began=$SECONDS
     fi
     return
@@ -59,16 +63,16 @@ progress() {
     show "linking"
     return
   fi
-  seconds=$((SECONDS - began))
-  show "$((100 * compiled / total))%, $compiled of $total packages$(
-    [ "$seconds" -lt 10 ] || [ "$compiled" -eq "$before" ] ||
-      printf ', about %d min left' $(((seconds * (total - compiled) / (compiled - before) + 30) / 60))
-  )"
+  seconds=$((SECONDS - began)) left=''
+  if [ "$seconds" -ge 10 ] && [ "$compiled" -gt "$before" ]; then
+    left=", about $((seconds * (total - compiled) / (compiled - before) / 60 + 1)) min left"
+  fi
+  show "$((100 * compiled / total))%, $compiled of $total packages$left"
 }
 
 SECONDS=0
 set -m # process groups of their own, so that Ctrl-C stops the compilers too
-go "${build[@]}" "$@" -o "$output" "$package" >"$tmp/log" 2>&1 </dev/null &
+build "$@" >"$tmp/log" 2>&1 </dev/null &
 building=$!
 counting=''
 for _ in {1..30}; do
@@ -76,6 +80,7 @@ for _ in {1..30}; do
   sleep 0.1
 done
 if kill -0 "$building" 2>/dev/null; then
+  # The packages that are not in Go's cache.
   go "${list[@]}" "$@" -f '{{if and .Stale (ne .StaleReason "not installed but available in build cache")}}{{.ImportPath}}{{end}}' \
     "$package" >"$tmp/count" 2>/dev/null </dev/null &
   counting=$!

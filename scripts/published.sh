@@ -2,10 +2,10 @@
 # Builds a program from a published Go module and prints its path to stdout, and messages to stderr.
 # The program is cached outside the checkout.
 #
-#   scripts/published.sh NAME MODULE DIRECTORY DURATION PACKAGE [FLAG...]
+#   scripts/published.sh NAME MODULE DIRECTORY PACKAGE [FLAG...]
 #
-# DIRECTORY holds the go.mod that requires MODULE. DURATION is how long the first build takes on 2 cores.
-# In a FLAG, VERSION stands for the version of MODULE.
+# DIRECTORY holds the go.mod that requires MODULE, or the file that -modfile=FILE among the flags names. In a flag,
+# VERSION stands for the version of MODULE.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -14,13 +14,17 @@ die() {
   exit 1
 }
 
-name=$1 module=$2 directory=$3 duration=$4 package=$5
-shift 5
+name=$1 module=$2 directory=$3 package=$4
+shift 4
+modfile=go.mod
+for flag in "$@"; do
+  case $flag in -modfile=*) modfile=${flag#*=} ;; esac
+done
 
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$scripts/../$directory"
-version=$(awk -v module="$module" '{ for (i = 1; i < NF; i++) if ($i == module && $(i + 1) ~ /^v/) { print substr($(i + 1), 2); exit } }' go.mod)
-[ -n "$version" ] || die "no version of $module in $directory/go.mod"
+version=$(awk -v module="$module" '{ for (i = 1; i < NF; i++) if ($i == module && $(i + 1) ~ /^v/) { print substr($(i + 1), 2); exit } }' "$modfile")
+[ -n "$version" ] || die "no version of $module in $directory/$modfile"
 flags=("${@//VERSION/v$version}")
 
 # A changed recipe makes another binary. git computes the hash, because every checkout has git.
@@ -45,8 +49,7 @@ if [ -x "$binary" ]; then
   exit 0
 fi
 
-say "$name: building $version from source, which takes $duration on 2 cores with the download;"
-say "       it is then cached in $cache"
+say "$name: building $version from source, into $cache"
 
 new="$binary.$$.new"
 trap 'rm -f "$new"' EXIT

@@ -41,5 +41,5 @@ fi
 
 # -tags minimal leaves out most auth methods, secrets engines and storage backends, and -dwarf=false the tables for a
 # debugger, which -s -w would drop at the end. What is left out is not used here; docs/dependencies.md lists it.
-exec "$(dirname "${BASH_SOURCE[0]}")/published.sh" vault github.com/hashicorp/vault acceptance/vault "about 4 minutes" \
-  github.com/hashicorp/vault -tags minimal -trimpath -gcflags=all=-dwarf=false -gcflags=std= -ldflags '-s -w'
+exec "$(dirname "${BASH_SOURCE[0]}")/published.sh" vault github.com/hashicorp/vault acceptance/vault github.com/hashicorp/vault \
+  -tags minimal -trimpath -gcflags=all=-dwarf=false -gcflags=std= -ldflags '-s -w'
