@@ -10,8 +10,9 @@ SIM := $(CURDIR)/bin/autopaysim
 # No cgo and no paths: one file that runs on any host of its kind. No VCS stamp: the
 # checksum registered in Vault depends on the source and on nothing else.
 # Nor may the builder's own settings matter. Stripped (-s -w): stack traces keep their lines.
-BUILD := CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOWORK=off GOFLAGS=-mod=readonly \
-  go build -trimpath -buildvcs=false -ldflags '-s -w'
+# The words after BUILD are what to call it, the file to write and the package.
+BUILD := CGO_ENABLED=0 GOAMD64=v1 GOARM64=v8.0 GOWORK=off GOFLAGS=-mod=readonly scripts/gobuild.sh
+FLAGS := -trimpath -buildvcs=false -ldflags '-s -w'
 
 .PHONY: help
 help: ## list these targets
@@ -23,12 +24,12 @@ help: ## list these targets
 .PHONY: build
 build: ## the plugin, bin/vault-plugin-secrets-autopay
 	@echo "build: the plugin, into bin/$(NAME)"
-	@$(BUILD) -o "$(PLUGIN)" .
+	@$(BUILD) plugin "$(PLUGIN)" . $(FLAGS)
 
 .PHONY: sim
 sim: ## the stand-in for Autopay, bin/autopaysim
 	@echo "sim: the stand-in for Autopay, into bin/autopaysim"
-	@$(BUILD) -o "$(SIM)" ./cmd/autopaysim
+	@$(BUILD) sim "$(SIM)" ./cmd/autopaysim $(FLAGS)
 
 .PHONY: release
 release: ## what a release consists of, into dist/: make release PLATFORMS="linux/amd64"
@@ -47,35 +48,36 @@ dev: build sim ## the same, left running for you to try
 	@scripts/demo.sh --dev
 
 .PHONY: test
-test: ## all tests: unit, model check, then acceptance in real Vault servers
-	@echo "test: unit tests, the model check, then acceptance tests in real Vault servers."
-	@echo "      The first run builds Vault (about 4 minutes on 2 cores) and what checks the examples (6 more), cached afterwards."
-	@$(MAKE) unit
-	@$(MAKE) model
-	@$(MAKE) acceptance
+test: build ## all tests: unit, model check, then acceptance in real Vault servers
+	@scripts/test.sh
+
+.PHONY: fresh
+fresh: ## what a new user does, demo and test, in a clone with empty caches; prints their times
+	@scripts/fresh.sh
 
 .PHONY: unit
 unit: ## unit tests with the race detector
-	@scripts/unit.sh
+	@scripts/test.sh unit
 
 MODEL_RUNS := 500
 .PHONY: model
-model: ## random lives of a mount, held against the ten rules: make model MODEL_RUNS=2000
-	@echo "model: $(MODEL_RUNS) random lives of 30 days each, then $(MODEL_RUNS) of everything at once: about 10 a second on 2 cores"
-	@go test -count=1 -v -timeout 30m -run '^(TestModel|TestConcurrentLives)$$' . -model.runs=$(MODEL_RUNS) | grep -vE '^ *(=== |--- PASS)'
+model: ## randomized model test, against the ten rules: make model MODEL_RUNS=2000
+	@MODEL_RUNS=$(MODEL_RUNS) scripts/test.sh model
 
-SUITE :=
+SUITE := acceptance
+RUN :=
+TESTFLAGS :=
 .PHONY: acceptance
-acceptance: build ## the built plugin in real Vault servers; one suite of acceptance/: make acceptance SUITE=storms
-	@scripts/acceptance.sh $(SUITE)
+acceptance: build ## the built plugin in real Vault servers; one suite of acceptance/: make acceptance SUITE=storms RUN=TestSeal
+	@RUN='$(RUN)' TESTFLAGS='$(TESTFLAGS)' scripts/test.sh $(SUITE)
 
 .PHONY: examples
 examples: build ## the examples alone, each with its consumer in real Vault servers
-	@scripts/acceptance.sh examples
+	@scripts/test.sh examples formats
 
 .PHONY: formats
 formats: ## the examples for Kubernetes and Prometheus, checked against the formats they are written in
-	@scripts/acceptance.sh formats
+	@scripts/test.sh formats
 
 BENCH := full
 BENCH_SOAK :=
@@ -93,7 +95,7 @@ fuzz: ## each fuzz test in turn for FUZZTIME (2m): make fuzz FUZZTIME=1h
 	@scripts/fuzz.sh $(FUZZTIME)
 
 .PHONY: check
-check: lint test reproduce ## what CI runs: lint, test, a release built twice, then a short fuzz
+check: lint test reproduce ## lint, test, a release built twice, then a short fuzz
 	@$(MAKE) fuzz FUZZTIME=10s
 
 .PHONY: lint

@@ -24,6 +24,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -81,8 +82,12 @@ func TestExchangeOverRealConnections(t *testing.T) {
 			sim.SetFault(test.fault)
 			before := sim.Requests("")
 			c := &client{now: time.Now}
+			timeout := time.Minute
+			if strings.HasSuffix(test.says, "request_timeout of 1s") {
+				timeout = time.Second
+			}
 			_, f := c.exchange(t.Context(), tokenRequest{
-				tokenURL: test.url, clientID: testID, clientSecret: testSecret, audience: defaultAudience, timeout: time.Second,
+				tokenURL: test.url, clientID: testID, clientSecret: testSecret, audience: defaultAudience, timeout: timeout,
 			})
 			switch {
 			case test.says == "" && f == nil:
@@ -169,7 +174,7 @@ func newHostileHost(t *testing.T, say func(net.Conn)) hostileHost {
 		select {
 		case <-over:
 			return true
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			return false
 		}
 	}}
@@ -191,7 +196,6 @@ func reply(first, rest string, pause time.Duration) func(net.Conn) {
 // attempt and no more. The exchange ends by its deadline, the connection is closed,
 // and the error quotes nothing of the answer.
 func TestExchangeWithHostileHosts(t *testing.T) {
-	t.Parallel()
 	const (
 		ok   = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 		slow = 50 * time.Millisecond
@@ -202,49 +206,81 @@ func TestExchangeWithHostileHosts(t *testing.T) {
 	w.Close()
 
 	for name, test := range map[string]struct {
-		say    func(net.Conn)
-		says   string
-		scheme string // "": http
+		say  func(net.Conn)
+		says string
 	}{
-		"another protocol, then silence": {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "", 0), "Autopay answered 101", ""},
-		"another protocol, then a drip":  {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "x", slow), "Autopay answered 101", ""},
-		"early hints without end":        {reply("", "HTTP/1.1 103 Early Hints\r\nX: canary\r\n\r\n", 0), "the connection to Autopay broke", ""},
-		"headers without end":            {reply("HTTP/1.1 200 OK\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke", ""},
-		"headers that drip":              {reply("HTTP/1.1 200 OK\r\nX: ", "x", slow), "did not answer within the request_timeout", ""},
-		"body without end":               {reply(ok+"\r\n", strings.Repeat("canary", 1000), 0), "larger than 1 MiB", ""},
-		"body that drips":                {reply(ok+"\r\n", " ", slow), "did not answer within the request_timeout", ""},
-		"body in chunks without end":     {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "6\r\ncanary\r\n", 0), "larger than 1 MiB", ""},
-		"chunks with long extensions":    {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 4000)+"\r\n \r\n", 0), "the connection to Autopay broke", ""},
-		"trailers without end":           {reply(ok+"Transfer-Encoding: chunked\r\n\r\n0\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke", ""},
-		"a terabyte announced":           {reply(ok+"Content-Length: 1099511627776\r\n\r\n", "", 0), "did not answer within the request_timeout", ""},
-		"an error's body without end":    {reply("HTTP/1.1 500 x\r\n\r\n", strings.Repeat("canary", 1000), 0), "Autopay answered 500 Internal Server Error", ""},
-		"a refusal's body that drips":    {reply("HTTP/1.1 401 x\r\n\r\n", " ", slow), "Autopay refused the credential (401)", ""},
-		"a gzip bomb":                    {reply(ok+"Content-Encoding: gzip\r\nContent-Length: "+fmt.Sprint(bomb.Len())+"\r\n\r\n"+bomb.String(), "", 0), "it has a Content-Encoding, which was not asked for", ""},
-		"TLS 1.1 without an alert":       {reply("\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02"+strings.Repeat("x", 32)+"\x00\xc0\x2f\x00", "", 0), "it does not support TLS 1.2 or newer", "https"},
-		"no answer to the handshake":     {func(net.Conn) {}, "did not answer within the request_timeout", "https"},
-		"a handshake that drips":         {reply("\x16\x03\x03\x40\x00", "\x00", slow), "did not answer within the request_timeout", "https"},
+		"another protocol, then silence": {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "", 0), "Autopay answered 101"},
+		"another protocol, then a drip":  {reply("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: canary\r\n\r\n", "x", slow), "Autopay answered 101"},
+		"early hints without end":        {reply("", "HTTP/1.1 103 Early Hints\r\nX: canary\r\n\r\n", 0), "the connection to Autopay broke"},
+		"headers without end":            {reply("HTTP/1.1 200 OK\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke"},
+		"headers that drip":              {reply("HTTP/1.1 200 OK\r\nX: ", "x", slow), "did not answer within the request_timeout"},
+		"body without end":               {reply(ok+"\r\n", strings.Repeat("canary", 1000), 0), "larger than 1 MiB"},
+		"body that drips":                {reply(ok+"\r\n", " ", slow), "did not answer within the request_timeout"},
+		"body in chunks without end":     {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "6\r\ncanary\r\n", 0), "larger than 1 MiB"},
+		"chunks with long extensions":    {reply(ok+"Transfer-Encoding: chunked\r\n\r\n", "1;"+strings.Repeat("x", 4000)+"\r\n \r\n", 0), "the connection to Autopay broke"},
+		"trailers without end":           {reply(ok+"Transfer-Encoding: chunked\r\n\r\n0\r\n", "X-Canary: canary\r\n", 0), "the connection to Autopay broke"},
+		"a terabyte announced":           {reply(ok+"Content-Length: 1099511627776\r\n\r\n", "", 0), "did not answer within the request_timeout"},
+		"an error's body without end":    {reply("HTTP/1.1 500 x\r\n\r\n", strings.Repeat("canary", 1000), 0), "Autopay answered 500 Internal Server Error"},
+		"a refusal's body that drips":    {reply("HTTP/1.1 401 x\r\n\r\n", " ", slow), "Autopay refused the credential (401)"},
+		"a gzip bomb":                    {reply(ok+"Content-Encoding: gzip\r\nContent-Length: "+fmt.Sprint(bomb.Len())+"\r\n\r\n"+bomb.String(), "", 0), "it has a Content-Encoding, which was not asked for"},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			transport, err := newTransport("", new(atomic.Bool))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var open atomic.Int32
+			transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
+				ours, theirs := net.Pipe() // so that the deadline is the bubble's
+				open.Add(1)
+				go func() {
+					defer open.Add(-1)
+					defer theirs.Close()
+					test.say(theirs)
+					_, _ = io.Copy(io.Discard, theirs) // until the other side closes
+				}()
+				return ours, nil
+			}
+			_, f := (&client{now: time.Now, transport: transport}).exchange(t.Context(), tokenRequest{
+				tokenURL: "http://127.0.0.1", clientID: testID, clientSecret: testSecret, timeout: 5 * time.Second,
+			})
+			if f == nil || !strings.Contains(f.text, test.says) || strings.Contains(f.text, "canary") {
+				t.Errorf("got %v, want %q", f, test.says)
+			}
+			if took := time.Since(start2000); took > 5*time.Second {
+				t.Errorf("the exchange ends after %s", took)
+			}
+			time.Sleep(time.Second) // a host that drips notices at its next drop
+			synctest.Wait()
+			if n := open.Load(); n > 0 {
+				t.Errorf("%d connections are still open", n)
+			}
+		})
+	}
+}
+
+// TestExchangeWithHostileHandshakes does the same for TLS, over real connections: the
+// exchange must give up its transport, too.
+func TestExchangeWithHostileHandshakes(t *testing.T) {
+	t.Parallel()
+	const late = "did not answer within the request_timeout"
+	for name, test := range map[string]struct {
+		say     func(net.Conn)
+		says    string
+		timeout time.Duration
+	}{
+		"no answer":                {func(net.Conn) {}, late, time.Second},
+		"a drip":                   {reply("\x16\x03\x03\x40\x00", "\x00", 50*time.Millisecond), late, time.Second},
+		"TLS 1.1 without an alert": {reply("\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02"+strings.Repeat("x", 32)+"\x00\xc0\x2f\x00", "", 0), "it does not support TLS 1.2 or newer", time.Minute},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			host := newHostileHost(t, test.say)
-			scheme := test.scheme
-			if scheme == "" {
-				scheme = "http"
-			}
-			ended := make(chan *exchangeError, 1)
-			go func() {
-				_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
-					tokenURL: scheme + "://" + host.addr, clientID: testID, clientSecret: testSecret, timeout: 5 * time.Second,
-				})
-				ended <- f
-			}()
-			select {
-			case f := <-ended:
-				if f == nil || !strings.Contains(f.text, test.says) || strings.Contains(f.text, "canary") {
-					t.Errorf("got %v, want %q", f, test.says)
-				}
-			case <-time.After(20 * time.Second):
-				t.Fatal("the exchange does not end")
+			_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
+				tokenURL: "https://" + host.addr, clientID: testID, clientSecret: testSecret, timeout: test.timeout,
+			})
+			if f == nil || !strings.Contains(f.text, test.says) {
+				t.Errorf("got %v, want %q", f, test.says)
 			}
 			if !host.done() {
 				t.Error("the connection is still open")
@@ -352,7 +388,7 @@ func TestProxySeesNoSecret(t *testing.T) {
 	t.Parallel()
 	if url := os.Getenv("TEST_TOKEN_URL"); url != "" {
 		_, f := (&client{now: time.Now}).exchange(t.Context(), tokenRequest{
-			tokenURL: url, clientID: testID, clientSecret: testSecret, audience: defaultAudience, timeout: 10 * time.Second,
+			tokenURL: url, clientID: testID, clientSecret: testSecret, audience: defaultAudience, timeout: time.Minute,
 		})
 		t.Logf("fault %v", f)
 		return

@@ -24,7 +24,7 @@ import (
 )
 
 // modelRuns is how many random lives TestModel runs. Each has a fixed seed of its own.
-var modelRuns = flag.Int("model.runs", 10, "random runs of TestModel")
+var modelRuns = flag.Int("model.runs", 3, "random runs of TestModel")
 
 // model is one random life of a mount: 30 days of readers, operators, outages,
 // refusals, restarts, times as a standby and failing storage, and in every third run

@@ -286,11 +286,11 @@ func TestConfigCACert(t *testing.T) {
 	e.opts.transport = nil // the real one
 	e.restart()
 	url := srv.URL + autopaysim.TokenPath
-	resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": testSecret, "token_url": url})
+	resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": testSecret, "token_url": url, "request_timeout": 60})
 	if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(say(resp, err), "signed by an unknown authority") {
 		t.Errorf("without ca_cert: %d %q", code(resp, err), say(resp, err))
 	}
-	e.configure("default", "token_url", url, "ca_cert", ca)
+	e.configure("default", "token_url", url, "ca_cert", ca, "request_timeout", 60)
 	if n := sim.Issued(testID); n != 1 {
 		t.Errorf("%d tokens issued, want 1", n)
 	}

@@ -20,7 +20,6 @@ import (
 // TestOversizedStoredEntries puts a megabyte and more where the engine reads. The
 // engine must not fall over or show what it finds, and must keep to the limit.
 func TestOversizedStoredEntries(t *testing.T) {
-	t.Parallel()
 	big := strings.Repeat("canary", 350_000)
 	good := configEntry{ClientID: testID, ClientSecret: testSecret, RequestTimeout: 10, TokenRequestLimit: 1, Generation: "g"}
 	entry := func(change func(*tokenEntry)) tokenEntry {
@@ -48,8 +47,7 @@ func TestOversizedStoredEntries(t *testing.T) {
 		}), 200, "", 1}, // dropped, with room for a request
 		"ledger": {good, entry(func(e *tokenEntry) { e.Requests = slices.Repeat([]int64{start2000.Unix()}, 200_000) }), 200, "", 0},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.opts.now = func() time.Time { return start2000.Add(time.Minute) }
 			for key, value := range map[string]any{"config/default": test.config, "token/default": test.token} {

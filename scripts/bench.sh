@@ -12,6 +12,7 @@ export BENCH=${BENCH:-full} BENCH_OUT=$PWD/docs
 [ "$BENCH" = full ] || BENCH_OUT=$PWD/bin/bench
 export PLUGIN_BIN=$PWD/bin/vault-plugin-secrets-autopay
 echo "bench: $BENCH, into $BENCH_OUT"
+scripts/testtools.sh bench model
 VAULT_BIN=$(scripts/vault.sh)
 export VAULT_BIN
 go test -tags 'acceptance bench' -count=1 -v -timeout 2h -run '^TestBench$' ./acceptance/bench

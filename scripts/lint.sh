@@ -20,7 +20,7 @@ go tool -modfile=tools/release/go.mod actionlint
 go tool -modfile=tools/release/go.mod actionlint examples/ci/github-actions.yml
 
 echo "lint: go.mod is tidy"
-for module in . tools tools/release examples/go acceptance/consumers/{manifests,prometheus,terraform,consultemplate} acceptance/kubernetes/{servers,externalsecrets}; do
+for module in . tools tools/release tools/test examples/go acceptance/consumers/{manifests,prometheus,terraform,consultemplate} acceptance/kubernetes/{servers,externalsecrets}; do
   go -C "$module" mod tidy -diff
 done
 go -C acceptance/consumers/consultemplate mod tidy -diff -modfile=newest.mod

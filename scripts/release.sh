@@ -42,8 +42,10 @@ tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
 
 # What runs here is built for here, whatever the caller's settings are for.
-env -u GOOS -u GOARCH CGO_ENABLED=0 GOWORK=off \
-  go -C tools/release build -o "$tmp/" ./pack github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod
+for package in ./pack github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod; do
+  tool=${package##*/}
+  (cd tools/release && env -u GOOS -u GOARCH CGO_ENABLED=0 GOWORK=off ../../scripts/gobuild.sh "$tool" "$tmp/$tool" $package -trimpath)
+done
 
 rm -rf "$dist"
 mkdir -p "$dist"

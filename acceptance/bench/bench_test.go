@@ -105,7 +105,8 @@ func benchInProcess(t *testing.T, p plan, r *report) {
 	if p.rounds < 5 {
 		count = "1"
 	}
-	cmd := exec.CommandContext(t.Context(), "go", "test", "-run", "^$", "-bench", ".", "-benchmem", "-count", count, "../..")
+	cmd := exec.CommandContext(t.Context(), harness.Tool(t, "model.test"), "-test.run=^$", "-test.bench=.", "-test.benchmem", "-test.count="+count)
+	cmd.Dir = "../.."
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %v\n%s", cmd, err, out)
@@ -169,18 +170,14 @@ func subjects(t *testing.T, m harness.Mount) []target {
 	}
 }
 
-// enableFloor builds and mounts the plugin in floor/, and returns its process.
+// enableFloor mounts the plugin in floor/, and returns its process.
 func enableFloor(t *testing.T, s *harness.Server, token string) int {
 	t.Helper()
-	binary := filepath.Join(harness.PluginDir, "floor")
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-o", binary, "./floor")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %v\n%s", build, err, out)
-	}
+	binary := harness.ReadFile(t, harness.Tool(t, "floor"))
+	harness.WriteFile(t, filepath.Join(harness.PluginDir, "floor"), binary, 0o755)
 	sys := s.Root().Sys()
 	err := sys.RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
-		Name: "floor", Type: api.PluginTypeSecrets, Command: "floor", SHA256: harness.SHA256(harness.ReadFile(t, binary)),
+		Name: "floor", Type: api.PluginTypeSecrets, Command: "floor", SHA256: harness.SHA256(binary),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -20,22 +19,14 @@ import (
 // TestExampleApps runs the client of each language against a real Vault and the stand-in's API.
 func TestExampleApps(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	goBinary := filepath.Join(dir, "app")
-	java, err := filepath.Glob("../../examples/java/*.java")
-	if err != nil {
-		t.Fatal(err)
-	}
 	python := pythonWithHvac(t)
 	tests := map[string]exampleApp{
 		"go": {
-			build: []string{"go", "-C", "../../examples/go", "build", "-o", goBinary, "."},
-			run:   []string{goBinary},
+			run: []string{harness.Tool(t, "example-go")},
 		},
 		"java": {
 			needs: [][]string{{"javac", "-version"}, {"java", "-version"}},
-			build: append([]string{"javac", "-Xlint:all", "-Werror", "--release", "17", "-d", dir}, java...),
-			run:   []string{"java", "-cp", dir, "Demo"},
+			run:   []string{"java", "-cp", "../../bin/test/example-java", "Demo"},
 		},
 		"node": {
 			needs: [][]string{{"node", "--version"}},
@@ -69,9 +60,7 @@ func TestExampleApps(t *testing.T) {
 // TestExampleGoShort runs the short Go client through rotations, which is all that it is for.
 func TestExampleGoShort(t *testing.T) {
 	t.Parallel()
-	binary := filepath.Join(t.TempDir(), "app")
-	app := exampleApp{build: []string{"go", "-C", "../../examples/go", "build", "-o", binary, "."}, run: []string{binary, "-short"}}
-	app.prepare(t)
+	app := exampleApp{run: []string{harness.Tool(t, "example-go"), "-short"}}
 	life := startAppLife(t, app, harness.Enable(t, harness.SharedVault(t)))
 	life.rotations(t)
 	life.end(t)

@@ -157,11 +157,11 @@ func startAPI(t *testing.T, p *harness.Autopay) *exampleAPI {
 // exampleApp is the demonstration of one language in examples/. It posts each line of its input to API_URL without waiting
 // for the others, and prints the status or the error.
 type exampleApp struct {
-	needs      [][]string // commands that fail where the example can't run
-	build, run []string
+	needs [][]string // commands that fail where the example can't run
+	run   []string
 }
 
-// prepare builds the application. If something that it needs is missing it skips the test, and in CI fails it.
+// prepare skips the test if something that the application needs is missing, and in CI fails it.
 func (app exampleApp) prepare(t *testing.T) {
 	t.Helper()
 	for _, command := range app.needs {
@@ -173,11 +173,6 @@ func (app exampleApp) prepare(t *testing.T) {
 			t.Fatal(message)
 		}
 		t.Skip(message)
-	}
-	if app.build != nil {
-		if out, err := exec.CommandContext(t.Context(), app.build[0], app.build[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%v: %v\n%s", app.build, err, out)
-		}
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -21,23 +20,6 @@ import (
 // consulTemplate is a program built from the module in consultemplate/. It reads a
 // secret with consul-template's own code and prints how long that would wait.
 type consulTemplate string
-
-func buildConsulTemplate(t *testing.T, modfile string) consulTemplate {
-	t.Helper()
-	return consulTemplate(buildFromConsulTemplate(t, modfile, "."))
-}
-
-// buildFromConsulTemplate builds a program with the module in consultemplate/
-// and returns the path of its binary.
-func buildFromConsulTemplate(t *testing.T, modfile, program string) string {
-	t.Helper()
-	bin := filepath.Join(t.TempDir(), "consul-template")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-C", "consultemplate", "-modfile="+modfile, "-o", bin, program)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-	return bin
-}
 
 // wait has it read a path with a token. On failure it returns what the program says.
 func (c consulTemplate) wait(t *testing.T, m harness.Mount, token, path string) (wait time.Duration, err string) {
@@ -79,8 +61,8 @@ func TestConsulTemplateIsVaults(t *testing.T) {
 func TestConsulTemplateWait(t *testing.T) {
 	t.Parallel()
 	versions := map[string]consulTemplate{
-		"0.41": buildConsulTemplate(t, "go.mod"),
-		"0.43": buildConsulTemplate(t, "newest.mod"),
+		"0.41": consulTemplate(harness.Tool(t, "consul-template-wait-vault")),
+		"0.43": consulTemplate(harness.Tool(t, "consul-template-wait-newest")),
 	}
 	m := harness.Enable(t, harness.SharedVault(t))
 	app := m.TokenFor(t, fmt.Sprintf(`path "%s/token/*" { capabilities = ["read"] }`, m.At))

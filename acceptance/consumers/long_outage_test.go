@@ -91,7 +91,7 @@ func TestExampleRetries(t *testing.T) {
 			filepath.Join(dir, "autopay-token"),
 		}
 	}
-	bin := buildFromConsulTemplate(t, "newest.mod", "github.com/hashicorp/consul-template")
+	bin := harness.Tool(t, "consul-template")
 	consulTemplate := func(attempts string) consumer {
 		dir := t.TempDir()
 		file := filepath.Join(dir, "autopay-token")

@@ -6,8 +6,8 @@
 // test whose name begins with TestExample runs a file of examples/.
 //
 // The folders below are modules of their own, because their dependencies must not
-// mix with ours. manifests and prometheus have tests themselves; the others are
-// built by the tests here.
+// mix with ours. manifests and prometheus have tests themselves; from the others
+// scripts/testtools.sh builds what the tests here run.
 package consumers
 
 import (

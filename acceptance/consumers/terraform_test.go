@@ -191,16 +191,8 @@ func newTerraform(t *testing.T, s *harness.Server, variables map[string]any) *te
 		harness.WriteFile(t, filepath.Join(tf.dir, file), example(t, "terraform/"+file), 0o600)
 	}
 
-	// The first build takes a minute or two; later ones come from Go's cache.
-	provider := t.TempDir()
-	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags=-s -w",
-		"-o", filepath.Join(provider, "terraform-provider-vault"), "github.com/hashicorp/terraform-provider-vault")
-	build.Dir = "terraform"
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build of the provider: %v\n%s", err, out)
-	}
-	rc := filepath.Join(provider, "terraform.rc")
+	provider := filepath.Dir(harness.Tool(t, "terraform-provider-vault"))
+	rc := filepath.Join(tf.dir, "terraform.rc")
 	overrides := fmt.Sprintf("provider_installation {\n  dev_overrides { \"hashicorp/vault\" = %q }\n}\n", provider)
 	harness.WriteFile(t, rc, []byte(overrides), 0o600)
 

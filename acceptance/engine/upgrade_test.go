@@ -14,7 +14,7 @@ import (
 func TestUpgradeInPlace(t *testing.T) {
 	t.Parallel()
 	file := harness.PluginName + "-" + harness.NextVersion
-	sha := harness.BuildVersion(t, filepath.Join(harness.PluginDir, file), harness.NextVersion)
+	sha := harness.CopyNextVersion(t, filepath.Join(harness.PluginDir, file))
 	s := harness.StartVault(t)
 	m := harness.EnableAt(t, s, "autopay")
 	p := harness.StartAutopay(t)

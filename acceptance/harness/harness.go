@@ -75,7 +75,7 @@ func prepare(dir string) error {
 	VaultBin = os.Getenv("VAULT_BIN")
 	pluginBin := os.Getenv("PLUGIN_BIN")
 	if VaultBin == "" || pluginBin == "" {
-		return errors.New("VAULT_BIN and PLUGIN_BIN are not set: run `make acceptance`, which builds both")
+		return errors.New("VAULT_BIN and PLUGIN_BIN are not set: run the tests with make, which builds both")
 	}
 
 	for _, variable := range os.Environ() {

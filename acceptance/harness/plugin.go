@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,20 +16,17 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// NextVersion is a version that the plugin can be upgraded to.
+// NextVersion is a version that the plugin can be upgraded to. Source:
+// scripts/testtools.sh, which builds it.
 const NextVersion = "v0.1.1"
 
-// BuildVersion builds the plugin into path as another version, and returns the
+// CopyNextVersion copies the plugin as NextVersion to path, and returns the
 // SHA-256 of the file in hex.
-func BuildVersion(tb testing.TB, path, version string) string {
+func CopyNextVersion(tb testing.TB, path string) string {
 	tb.Helper()
-	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-X main.version="+version, "-o", path, "../..")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		tb.Fatalf("go build: %v\n%s", err, out)
-	}
-	return SHA256(ReadFile(tb, path))
+	binary := ReadFile(tb, Tool(tb, PluginName+"-"+NextVersion))
+	WriteFile(tb, path, binary, 0o755)
+	return SHA256(binary)
 }
 
 // Register registers a file in the plugin directory, with its SHA-256 in hex, as

@@ -35,10 +35,7 @@ const startWithin = time.Minute
 
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
-	programs := os.Getenv("KUBERNETES_PATH")
-	if programs == "" {
-		t.Fatal("KUBERNETES_PATH is not set: run `make acceptance SUITE=kubernetes`, which builds the servers")
-	}
+	programs := filepath.Dir(harness.Tool(t, "kube-apiserver"))
 	t.Setenv("PATH", programs+string(os.PathListSeparator)+os.Getenv("PATH"))
 
 	dir, err := os.MkdirTemp("", "kube") //nolint:usetesting // the path of a socket must be short

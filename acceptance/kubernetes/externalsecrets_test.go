@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -23,12 +22,7 @@ const secretWithin = time.Minute
 // once. The Secret must hold the current token and nothing else.
 func (c *cluster) runsExternalSecrets(t *testing.T, m harness.Mount, replace func()) {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "-C", "externalsecrets", "list", "-m", "-f", "{{.Dir}}",
-		"github.com/external-secrets/external-secrets").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	resources := filepath.Join(strings.TrimSpace(string(out)), "config", "crds", "bases")
+	resources := filepath.Join(harness.Tool(t, "external-secrets-source"), "config", "crds", "bases")
 	c.must(t, "", "apply", "--server-side", "--force-conflicts", "--kustomize="+resources)
 	c.must(t, "", "wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
 

@@ -3,9 +3,7 @@
 package kubernetes
 
 import (
-	"encoding/json"
 	"net/http"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,28 +11,10 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// The module of External Secrets can't be required, since it has others inside
-// that are not published; but it ships the definitions of its resources.
-const (
-	externalSecrets    = "github.com/external-secrets/external-secrets@v1.3.2"
-	externalSecretsSum = "h1:u2J8RjlHIeF0oZCqtl92adI/uZWUwOesJIDkfql6LqQ="
-)
-
 // define tells the API server of the operators' resources.
 func (c *cluster) define(t *testing.T) {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "mod", "download", "-json", externalSecrets).Output()
-	if err != nil {
-		t.Fatalf("download of %s: %v\n%s", externalSecrets, err, out)
-	}
-	var module struct{ Dir, Sum string }
-	if err := json.Unmarshal(out, &module); err != nil {
-		t.Fatal(err)
-	}
-	if module.Sum != externalSecretsSum {
-		t.Fatalf("%s has the checksum %s, want %s", externalSecrets, module.Sum, externalSecretsSum)
-	}
-	resources := filepath.Join(module.Dir, "config", "crds", "bases")
+	resources := filepath.Join(harness.Tool(t, "external-secrets-1.3.2-source"), "config", "crds", "bases")
 	// By the server: an annotation, which kubectl makes otherwise, has no room for some of them.
 	c.must(t, "", "apply", "--server-side",
 		"--filename="+filepath.Join(resources, "generators.external-secrets.io_vaultdynamicsecrets.yaml"),

@@ -29,12 +29,7 @@ type registry struct{ crane, address string }
 
 func startRegistry(t *testing.T) registry {
 	t.Helper()
-	r := registry{crane: filepath.Join(t.TempDir(), "crane")}
-	build := exec.CommandContext(t.Context(), "go", "build", "-C", "../../tools/release", "-o", r.crane, "github.com/google/go-containerregistry/cmd/crane")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
-	}
-
+	r := registry{crane: harness.Tool(t, "crane")}
 	serve := exec.CommandContext(t.Context(), r.crane, "registry", "serve", "--address", "127.0.0.1:0")
 	harness.DieWithTests(serve)
 	stderr, err := serve.StderrPipe()

@@ -339,7 +339,7 @@ func TestInstall(t *testing.T) {
 	const next = harness.NextVersion
 	version := harness.PluginVersion
 	newBinary := filepath.Join(t.TempDir(), harness.PluginName)
-	newSHA := harness.BuildVersion(t, newBinary, next)
+	newSHA := harness.CopyNextVersion(t, newBinary)
 	this, upgrade := sums(t), []string{"--binary", newBinary, "--sha256", strings.ToUpper(newSHA)}
 	with := func(args []string, more ...string) []string { return append(slices.Clone(args), more...) }
 
@@ -534,7 +534,7 @@ func TestInstallByHand(t *testing.T) {
 	runs(t, harness.PluginVersion)
 
 	home := t.TempDir()
-	harness.BuildVersion(t, filepath.Join(home, harness.PluginName), harness.NextVersion)
+	harness.CopyNextVersion(t, filepath.Join(home, harness.PluginName))
 	register, _, _ := strings.Cut(install[1], "vault write sys/plugins/pins")
 	bash(t, home, install[0], register, upgrade[0])
 	runs(t, harness.NextVersion)

@@ -6,14 +6,12 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/hashicorp/vault/api"
@@ -40,25 +38,11 @@ func sourceVersion() string {
 	return version
 }
 
-// released builds this platform's part of a release, once for all tests.
-var released = sync.OnceValues(func() (string, error) {
-	dist := filepath.Join(harness.Dir, "dist")
-	cmd := exec.Command("../../scripts/release.sh")
-	cmd.Env = append(os.Environ(), "PLATFORMS="+runtime.GOOS+"/"+runtime.GOARCH, "DIST="+dist)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("release.sh: %w\n%s", err, out)
-	}
-	return dist, nil
-})
-
-// release returns the directory with the files of a release for this platform.
+// release returns the directory with the files of a release for this platform,
+// which scripts/release.sh made.
 func release(t *testing.T) string {
 	t.Helper()
-	dist, err := released()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dist
+	return harness.Tool(t, "release")
 }
 
 // TestReleaseFiles checks what scripts/release.sh made.

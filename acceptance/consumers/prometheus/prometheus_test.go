@@ -4,16 +4,13 @@
 package prometheus
 
 import (
-	"context"
 	"encoding/json"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/prometheus/prometheus/promql/parser"
@@ -111,24 +108,14 @@ func TestExamplePrometheusAlerts(t *testing.T) {
 	promtool(t, examples, "test", "rules", "alerts_test.yml")
 }
 
-// promtoolBin is built once and then comes from Go's cache. The tag leaves out
-// what finds targets in other people's clouds.
-var promtoolBin = sync.OnceValues(func() (string, error) {
-	bin := filepath.Join(suiteDir, "promtool")
-	build := exec.CommandContext(context.Background(), "go", "build", "-trimpath", "-ldflags=-s -w", "-tags=remove_all_sd",
-		"-o", bin, "github.com/prometheus/prometheus/cmd/promtool")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("build of promtool: %w\n%s", err, out)
-	}
-	return bin, nil
-})
-
 func promtool(t *testing.T, dir string, args ...string) {
 	t.Helper()
-	bin, err := promtoolBin()
+	bin, err := filepath.Abs("../../../bin/test/promtool")
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, err := os.Stat(bin); err != nil {
+		t.Fatalf("%v: scripts/testtools.sh formats makes it", err)
 	}
 	cmd := exec.CommandContext(t.Context(), bin, args...)
 	cmd.Dir = dir
