@@ -33,7 +33,7 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 }
 
 func newBackend(ctx context.Context, conf *logical.BackendConfig, opts options) (*backend, error) {
-	m := &mount{node: newNode(ctx, conf, opts)}
+	m := &mount{environment: newEnvironment(ctx, conf, opts)}
 	b := &backend{mount: m}
 	b.Backend = &framework.Backend{
 		BackendType:    logical.TypeLogical,

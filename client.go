@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -18,6 +20,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
 )
 
 const maxHeaderBytes = 64 << 10 // of an answer
@@ -121,13 +124,13 @@ func checkTokenURL(raw string) error {
 	case err != nil || u.Host == "" || u.Hostname() == "":
 		return errors.New("token_url must be an absolute https URL")
 	case u.User != nil:
-		return errors.New("token_url must not hold a user name or password")
+		return errors.New("token_url must not contain a user name or password")
 	case u.Fragment != "" || strings.Contains(raw, "#"):
-		return errors.New("token_url must not hold a fragment")
+		return errors.New("token_url must not contain a fragment")
 	case u.Scheme == "https":
 	case u.Scheme == "http" && loopback(u.Hostname()):
 	default:
-		return errors.New("token_url must be an https URL; plain http is allowed to a loopback host only")
+		return errors.New("token_url must be an https URL; plain http is only allowed for loopback hosts")
 	}
 	if port := u.Port(); port != "" {
 		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
@@ -255,4 +258,283 @@ func certificateProblem(invalid x509.CertificateInvalidError, now time.Time) str
 		return "its certificate is not valid yet (check the clock of Vault's server)"
 	}
 	return "its certificate has expired (check the clock of Vault's server)"
+}
+
+const (
+	maxAnswerSize = 1 << 20          // bytes of an answer's body
+	maxTokenSize  = 64 << 10         // bytes; the token goes into a header
+	maxLifetime   = 3650 * 24 * 3600 // seconds: ten years
+	maxErrorText  = 200              // characters of Autopay's own words
+	maxRetryAfter = time.Hour        // longest wait that Autopay may ask for
+	maxJitter     = 15 * time.Second
+)
+
+// tokenAnswer is a token as Autopay issued it.
+type tokenAnswer struct {
+	accessToken string
+	scope       string
+	lifetime    time.Duration // whole seconds, counted from before the request was sent
+}
+
+// exchangeError is an exchange that brought no token. Its text is safe to show:
+// it never holds the secret, a token or a raw answer.
+type exchangeError struct {
+	text       string
+	kind       exchangeKind
+	noToken    bool          // Autopay certainly issued no token
+	retryAfter time.Duration // how long Autopay asks us to wait, at most maxRetryAfter; 0: it does not say
+}
+
+// Error implements error.
+func (e *exchangeError) Error() string { return e.text }
+
+// An exchangeKind says what kind of fault an exchange ended with, and so how long
+// to wait before the next one.
+type exchangeKind int
+
+const (
+	outage      exchangeKind = iota // Autopay can't be reached or fails: it may work later
+	busy                            // Autopay answered 429
+	refusal                         // Autopay refused the credential
+	unusable                        // a 2xx without a usable token, each of which may have cost one
+	unreachable                     // a redirect, a proxy or a certificate is in the way
+)
+
+// backoff is how long to wait after a failed attempt: first, and twice as long
+// after each further failure in a row, up to most.
+type backoff struct{ first, most time.Duration }
+
+var backoffs = [...]backoff{
+	outage:      {time.Second, time.Minute},
+	busy:        {time.Minute, 5 * time.Minute},
+	refusal:     {5 * time.Minute, 15 * time.Minute},
+	unusable:    {5 * time.Minute, time.Hour},
+	unreachable: {time.Second, time.Minute},
+}
+
+// after returns the wait that follows the previous one (0: there was none). It is
+// up to a quarter and maxJitter shorter, so that many credentials do not come back
+// at once.
+func (b backoff) after(previous time.Duration) time.Duration {
+	wait := b.first
+	for wait < 2*previous && wait < b.most {
+		wait *= 2
+	}
+	wait = min(wait, b.most)
+	return max(wait-rand.N(min(wait/4, maxJitter)), b.first) //nolint:gosec // jitter needs no secrecy
+}
+
+// oauthError is an error as RFC 6749, section 5.2, has it.
+type oauthError struct {
+	Code        json.RawMessage `json:"error"`
+	Description json.RawMessage `json:"error_description"`
+}
+
+// words returns the error's texts, each behind a colon.
+func (e oauthError) words(secret string) (words string) {
+	for _, said := range []json.RawMessage{e.Code, e.Description} {
+		if text := jsonText(said); text != "" {
+			words += ": " + cleanText(text, secret)
+		}
+	}
+	return words
+}
+
+// jsonText is the text in a JSON string; "" for every other JSON.
+func jsonText(raw json.RawMessage) (text string) {
+	_ = json.Unmarshal(raw, &text)
+	return text
+}
+
+// missing reports whether a field of a JSON object is not there, or empty.
+func missing(raw json.RawMessage) bool {
+	return len(raw) == 0 || string(raw) == "null" || string(raw) == `""`
+}
+
+// parseToken reads the token in a 2xx. The answer may have cost a token, so what
+// can be used safely is used: the body counts, and not its media type. The error
+// names the field and the rule, and quotes nothing but Autopay's own words.
+func parseToken(resp *http.Response, body []byte, secret string) (tokenAnswer, *exchangeError) {
+	var said struct {
+		AccessToken json.RawMessage `json:"access_token"`
+		TokenType   json.RawMessage `json:"token_type"`
+		Scope       json.RawMessage `json:"scope"`
+		ExpiresIn   json.RawMessage `json:"expires_in"`
+		oauthError
+	}
+	tooLarge := len(body) > maxAnswerSize
+	err := json.Unmarshal(bytes.TrimPrefix(body, []byte("\ufeff")), &said)
+	token, seconds := jsonText(said.AccessToken), lifetimeSeconds(said.ExpiresIn)
+	problem := ""
+	switch {
+	case tooLarge:
+		problem = "it is larger than 1 MiB"
+	case err != nil && resp.Header.Get("Content-Encoding") != "":
+		problem = "it has a Content-Encoding, which was not asked for"
+	case err != nil && isHTML(resp, body):
+		return tokenAnswer{}, &exchangeError{kind: unusable, text: fmt.Sprintf("Autopay answered %d: %s", resp.StatusCode, htmlProblem)}
+	case err != nil:
+		problem = "it is not a JSON object"
+	case missing(said.AccessToken) && !missing(said.Code):
+		return tokenAnswer{}, &exchangeError{kind: refusal, text: refusalText(resp.StatusCode) + said.words(secret)}
+	case token == "" || len(token) > maxTokenSize || !visibleASCII(token, '!'):
+		problem = "access_token must be 1 to 65536 printable ASCII characters without spaces"
+	case !missing(said.TokenType) && !strings.EqualFold(jsonText(said.TokenType), "Bearer"):
+		problem = "token_type must be Bearer"
+	case seconds < 1 || seconds != math.Trunc(seconds):
+		problem = "expires_in must be a whole number of seconds, at least 1"
+	}
+	if problem != "" {
+		return tokenAnswer{}, &exchangeError{kind: unusable, text: "Autopay sent a malformed answer: " + problem}
+	}
+	return tokenAnswer{token, scopeText(said.Scope), time.Duration(min(seconds, maxLifetime)) * time.Second}, nil
+}
+
+// lifetimeSeconds reads expires_in: a number, or digits in quotes, as some
+// endpoints send it. It returns 0 for everything else.
+func lifetimeSeconds(raw json.RawMessage) float64 {
+	digits := jsonText(raw)
+	if digits == "" || strings.Trim(digits, "0123456789") != "" {
+		digits = string(raw)
+	}
+	seconds, _ := strconv.ParseFloat(digits, 64) // infinite if it is out of range
+	return seconds
+}
+
+// scopeText joins a scope that is a list or a text. It is only shown, so words that
+// can't be are left out.
+func scopeText(raw json.RawMessage) string {
+	var list []any
+	if json.Unmarshal(raw, &list) != nil {
+		list = []any{jsonText(raw)}
+	}
+	var words []string
+	for _, item := range list {
+		text, _ := item.(string)
+		for _, word := range strings.Fields(text) {
+			if visibleASCII(word, '!') {
+				words = append(words, word)
+			}
+		}
+	}
+	if scope := strings.Join(words, " "); len(scope) <= maxTokenSize {
+		return scope
+	}
+	return ""
+}
+
+const htmlProblem = "the answer is text/html, not JSON; a proxy or firewall may have sent it"
+
+// isHTML reports whether an answer is a page for people.
+func isHTML(resp *http.Response, body []byte) bool {
+	return strings.Contains(strings.ToLower(resp.Header.Get("Content-Type")), "html") ||
+		bytes.HasPrefix(bytes.TrimSpace(body), []byte("<"))
+}
+
+func refusalText(code int) string { return fmt.Sprintf("Autopay refused the credential (%d)", code) }
+
+func statusText(code int) string {
+	return strings.TrimSpace(fmt.Sprintf("%d %s", code, http.StatusText(code)))
+}
+
+// errorAnswer describes an answer other than a 2xx, with Autopay's own words if it
+// sent any. Only a 3xx, a 4xx and a 503 certainly brought no token: another 5xx may
+// be a gateway's, which does not say what Autopay did behind it.
+func errorAnswer(resp *http.Response, body []byte, secret string, now time.Time) *exchangeError {
+	code := resp.StatusCode
+	e := &exchangeError{
+		text:       "Autopay answered " + statusText(code),
+		noToken:    code/100 == 3 || code/100 == 4 || code == http.StatusServiceUnavailable,
+		retryAfter: parseRetryAfter(resp.Header, now),
+	}
+	html := isHTML(resp, body)
+	switch {
+	case code/100 == 3:
+		e.kind, html = unreachable, false
+		e.text = fmt.Sprintf("Autopay answered %d, a redirect, which is not followed (check token_url)", code)
+	case code == http.StatusProxyAuthRequired:
+		return proxyAnswer(code)
+	case code == http.StatusTooManyRequests:
+		e.kind = busy
+	case code/100 == 4 && code != http.StatusRequestTimeout:
+		e.kind = refusal
+		switch code {
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+			if !html {
+				e.text = refusalText(code)
+			}
+		case http.StatusNotFound, http.StatusMethodNotAllowed, http.StatusGone,
+			http.StatusUnsupportedMediaType, http.StatusMisdirectedRequest:
+			e.text += " (check token_url)"
+		}
+	}
+	var said oauthError
+	_ = json.Unmarshal(body, &said)
+	e.text += said.words(secret)
+	if html {
+		e.text += ": " + htmlProblem
+	}
+	return e
+}
+
+const cantReach = "Autopay can't be reached: "
+
+// proxyAnswer describes what a proxy answered to a request that it should have
+// passed on.
+func proxyAnswer(code int) *exchangeError {
+	x := &exchangeError{text: cantReach + "the proxy answered " + statusText(code), noToken: true, kind: unreachable}
+	if code/100 == 5 {
+		x.kind = outage
+	}
+	return x
+}
+
+// cleanText makes foreign text fit to show: one short line of printable
+// characters, without the secret that the text might echo, plain or JSON-quoted.
+func cleanText(text, secret string) string {
+	text = strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsControl(r):
+			return ' '
+		case !unicode.IsPrint(r):
+			return -1
+		}
+		return r
+	}, strings.ToValidUTF8(text, ""))
+	quoted, _ := json.Marshal(secret)
+	for _, s := range []string{secret, string(quoted[1 : len(quoted)-1])} {
+		text = strings.TrimSpace(strings.ReplaceAll(text, s, "[redacted]"))
+	}
+	if runes := []rune(text); len(runes) > maxErrorText {
+		text = string(runes[:maxErrorText-1]) + "…"
+	}
+	return text
+}
+
+// parseRetryAfter reads a Retry-After header, in seconds or as an HTTP date, which
+// counts from the answer's own Date (RFC 9110, section 10.2.3). It returns 0 if
+// there is none or it makes no sense.
+func parseRetryAfter(header http.Header, now time.Time) time.Duration {
+	value := strings.TrimSpace(header.Get("Retry-After"))
+	seconds, _ := strconv.ParseFloat(value, 64) // infinite if it is out of range
+	if at, e := http.ParseTime(value); e == nil {
+		if date, e := http.ParseTime(header.Get("Date")); e == nil {
+			now = date
+		}
+		seconds = at.Sub(now).Seconds()
+	}
+	if !(seconds > 0) { // or it is not a number
+		return 0
+	}
+	return time.Duration(math.Ceil(min(seconds, maxRetryAfter.Seconds()))) * time.Second
+}
+
+// visibleASCII reports whether s holds only ASCII characters from first to ~.
+func visibleASCII(s string, first byte) bool {
+	for i := range len(s) {
+		if s[i] < first || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }

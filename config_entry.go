@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"math"
 	"reflect"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -181,7 +180,7 @@ func decodeConfig(data []byte) (*configEntry, error) {
 	var stored map[string]json.RawMessage
 	c, fallback := newConfigEntry(), newConfigEntry()
 	if json.Unmarshal(data, &stored) != nil {
-		return nil, errors.New("it is not the JSON that this engine writes")
+		return nil, errors.New("the entry is not valid JSON")
 	}
 	if json.Unmarshal(stored["generation"], &c.Generation) != nil || c.Generation == "" {
 		return nil, errors.New("its generation is missing")
@@ -313,7 +312,7 @@ func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry,
 		// A client that may only update must not be able to send the stored secret
 		// to a host of its own.
 		if _, given := data[fieldClientSecret]; f.destination && !given {
-			return nil, &userError{"a change of token_url or ca_cert must bring client_secret with it"}
+			return nil, &userError{"changing token_url or ca_cert requires client_secret in the same request"}
 		}
 		if f.issuedFor {
 			issuedForSame = false
@@ -332,7 +331,7 @@ func (c *configEntry) chooseRotation(old *configEntry, data map[string]any, now 
 	_, schedule := data[fieldRotationSchedule]
 	switch {
 	case period && schedule && c.RotationPeriod != 0 && c.RotationSchedule != "":
-		return &userError{"rotation_period and rotation_schedule exclude each other: set one of them"}
+		return &userError{"rotation_period and rotation_schedule are mutually exclusive; set only one"}
 	case schedule && c.RotationSchedule != "":
 		c.RotationPeriod = 0
 	case period && c.RotationPeriod != 0:
@@ -449,26 +448,11 @@ func checkCertificates(field, value string) error {
 	for rest := []byte(value); len(rest) > 0; rest = bytes.TrimSpace(rest) {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
-			return fmt.Errorf("%s must hold PEM certificates and nothing else", field)
+			return fmt.Errorf("%s must contain PEM certificates and nothing else", field)
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
-			return fmt.Errorf("%s holds a certificate that can't be parsed", field)
+			return fmt.Errorf("%s contains a certificate that can't be parsed", field)
 		}
 	}
 	return nil
-}
-
-// validName is what Vault's own engines take for a name in a path.
-var validName = regexp.MustCompile(`^\w(([\w-.]+)?\w)?$`)
-
-// credentialName returns the name of the credential that a request is about:
-// NAME, or default. The error is a *userError.
-func credentialName(name string) (string, error) {
-	switch {
-	case name == "":
-		return defaultName, nil
-	case len(name) > maxNameSize || !validName.MatchString(name) || strings.Contains(name, ".."): // which storage refuses
-		return "", &userError{"name must be at most 128 letters, digits, _, - and ., begin and end with a letter, digit or _, and not hold two dots in a row"}
-	}
-	return name, nil
 }

@@ -12,6 +12,34 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
+// # Concurrency
+//
+// Many readers, one writer. Four things keep them apart:
+//
+//   - The snapshot is an immutable value behind an atomic pointer. A read loads the
+//     pointer and compares times; it takes no lock and can't see a change half done.
+//     The credential counts the changes to storage that it has not seen, and each
+//     snapshot holds the count at which storage was read. A snapshot with another
+//     count is stale and is read again before it is used. The count is taken before
+//     storage is read, so a change that comes meanwhile makes the result stale at
+//     once: it can't be lost between a read of storage and its publication.
+//   - The lock belongs to the one job that may ask Autopay or write to storage:
+//     refresh, rotate, config write or delete (jobs.go). It keeps two requests from
+//     being in flight (rule 2), and keeps a delete from overtaking a refresh whose
+//     result would bring the credential back. It is a channel, so that whoever waits
+//     for it can leave. Readers never take it. A job runs under the mount's context:
+//     a caller who leaves cancels nothing, and no request to Autopay is wasted.
+//   - The in-flight refresh is what any number of readers wait for, each until its own
+//     deadline. It is over while its job still holds the lock. So a reader who finds
+//     new settings, which only the next job can have stored, never joins a refresh of
+//     the old ones.
+//   - The timer starts the next refresh at the second it is due. It is set whenever a
+//     snapshot is published, and once more when a refresh ends: a timer that went off
+//     meanwhile has joined that refresh, and would be lost.
+//
+// Vault's periodic call starts what the timer missed: a clock that was set, or a
+// refresh that could not even read storage.
+
 const (
 	// failurePause is how long reads of a live token leave alone what has just failed:
 	// storage, or a refresh on a node that may not write.
@@ -20,32 +48,37 @@ const (
 	storageTimeout = time.Second
 )
 
-// errStopped answers those who ask while the mount is being stopped.
+// errStopped is returned to those who wait while the mount is being stopped.
 var errStopped = errors.New("the engine is shutting down")
 
-// credential is one named credential: what readers see of it, and who may
-// change it. Once made, it stays until the mount is stopped, so that a name
-// never has two slots. It is safe for concurrent use.
+// credential is one named credential: what readers see of it, and who may change
+// it. Once made, it stays until the mount is stopped, so that a name never has two
+// locks. It is safe for concurrent use.
 type credential struct {
-	node *node
+	env  *environment
 	name string
-	snap atomic.Pointer[snapshot] // what readers are answered from; nil: not loaded
-	// storageVersion counts the times that storage may have changed without this
-	// snapshot. A snapshot of another version is stale.
-	storageVersion atomic.Uint64
-	noRefreshUntil atomic.Int64 // node.uptime: reads start no refresh before
-	noStorageUntil atomic.Int64 // node.uptime: reads of a live token do not read storage before
+
+	snap    atomic.Pointer[snapshot] // what readers are answered from; nil: not loaded
+	changes atomic.Uint64            // changes to storage that may not be in snap; see stale
+
+	noRefreshUntil atomic.Int64 // environment.uptime: reads do not start a refresh before
+	noStorageUntil atomic.Int64 // environment.uptime: reads of a live token do not read storage before
 
 	counters atomic.Pointer[counters] // new ones once the credential is deleted
 
-	// slot is held by the one job that may ask Autopay or write to storage for
-	// this credential. Readers never take it.
-	slot       chan struct{}
-	unverified *unverifiedError // the last config write that Autopay did not confirm; guarded by slot
+	lock       chan struct{}    // holds an element while a job runs
+	unverified *unverifiedError // the last config write that Autopay did not confirm; guarded by lock
 
-	mu     sync.Mutex  // guards flight and timer, never across I/O
-	flight *flight     // the refresh under way, if any
-	timer  *time.Timer // starts the next refresh
+	mu       sync.Mutex       // guards inFlight and timer, never across I/O
+	inFlight *inFlightRefresh // nil: none
+	timer    *time.Timer      // starts the next refresh
+}
+
+// newCredential returns the credential of a name, with nothing loaded yet.
+func newCredential(env *environment, name string) *credential {
+	c := &credential{env: env, name: name, lock: make(chan struct{}, 1)}
+	c.counters.Store(newCounters(name))
+	return c
 }
 
 // unverifiedError is a config write that Autopay did not confirm. Nothing was
@@ -66,64 +99,62 @@ func (e *unverifiedError) Error() string {
 	return text
 }
 
-// flight is one refresh that any number of readers wait for.
-type flight struct {
+// inFlightRefresh is one refresh that any number of readers wait for.
+type inFlightRefresh struct {
 	done chan struct{} // closed at the end
 	err  error         // set before done is closed
 }
 
-func (c *credential) log() hclog.Logger { return c.node.log(c.name) }
+func (c *credential) log() hclog.Logger { return c.env.log(c.name) }
 
 // stale marks what is in memory to be read from storage again.
-func (c *credential) stale() { c.storageVersion.Add(1) }
+func (c *credential) stale() { c.changes.Add(1) }
 
 // current returns the snapshot. It is read from storage first if there is none,
 // or if storage may have changed. While storage can't be read, a live token is
 // still served.
 func (c *credential) current(ctx context.Context) (*snapshot, error) {
 	for {
-		// The version is taken first: a change that comes while storage is read
-		// makes what was read stale at once.
-		version, old, now := c.storageVersion.Load(), c.snap.Load(), c.node.now()
-		if old != nil && (old.storageVersion == version || old.live(now) && c.paused(&c.noStorageUntil)) {
+		changes, old, now := c.changes.Load(), c.snap.Load(), c.env.now() // changes first; see above
+		if old != nil && (old.changes == changes || old.live(now) && c.paused(&c.noStorageUntil)) {
 			return old, nil
 		}
 		s, err := c.load(ctx, old)
 		if err != nil {
-			if old == nil || !old.live(c.node.now()) {
+			if old == nil || !old.live(c.env.now()) {
 				return nil, err
 			}
 			c.pause(&c.noStorageUntil)
 			c.log().Warn("storage can't be read, serving the token in memory", "error", err)
 			return old, nil
 		}
-		s.storageVersion = version
+		s.changes = changes
 		if c.replace(old, s) {
 			return s, nil
 		}
 	}
 }
 
-// load is node.load, but waits no longer than storageTimeout while old is live.
+// load is environment.load, but waits no longer than storageTimeout while old is live.
 func (c *credential) load(ctx context.Context, old *snapshot) (*snapshot, error) {
-	if old != nil && old.live(c.node.now()) {
+	if old != nil && old.live(c.env.now()) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, storageTimeout)
 		defer cancel()
 	}
-	return c.node.load(ctx, c.name, old)
+	return c.env.load(ctx, c.name, old)
 }
 
 func (c *credential) pause(until *atomic.Int64) {
-	until.Store(int64(c.node.uptime() + failurePause))
+	until.Store(int64(c.env.uptime() + failurePause))
 }
 
 func (c *credential) paused(until *atomic.Int64) bool {
-	return int64(c.node.uptime()) < until.Load()
+	return int64(c.env.uptime()) < until.Load()
 }
 
-// replace puts a snapshot in the place of old, unless another one is there by
-// now, and sets the timer to it.
+// replace swaps old for s and sets the timer, unless another snapshot has been
+// published in the meantime.
 func (c *credential) replace(old, s *snapshot) bool {
 	if !c.snap.CompareAndSwap(old, s) {
 		return false
@@ -132,25 +163,26 @@ func (c *credential) replace(old, s *snapshot) bool {
 	return true
 }
 
-// publish puts a snapshot that a job made from old in its place, and reports
-// what has changed to the log and to Vault's event system. It keeps old's
-// version: if storage has changed since old was read, the new one is stale too.
-// The caller holds the slot.
-func (c *credential) publish(old, s *snapshot) {
-	now := c.node.now()
-	s.storageVersion, s.loggedState = old.storageVersion, s.state(now)
+// publish replaces old by a snapshot of settings and an entry that a job derived from
+// it, and reports what has changed to the log and to Vault's event system. It keeps
+// old's count of changes: if storage has changed since old was read, the new one is
+// stale too. The caller holds the lock.
+func (c *credential) publish(old *snapshot, config *configEntry, entry tokenEntry, unsaved bool) {
+	now := c.env.now()
+	s := newSnapshot(config, entry, now)
+	s.changes, s.unsaved, s.loggedState = old.changes, unsaved, s.state(now)
 	c.snap.Store(s)
 	c.arm()
 	if s.config == nil {
 		return
 	}
-	c.node.sendChange(c.name, old, s)
+	c.sendChange(old, s)
 	log, last := c.log(), old.entry.Failure
 	switch f := s.entry.Failure; {
 	case f != nil && last != nil && last.Kind == f.Kind && old.loggedState == s.loggedState:
-		log.Debug("still no new token", "state", s.loggedState, "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
+		log.Debug("the token still could not be replaced", "state", s.loggedState, "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
 	case f != nil && s.loggedState == stateDegraded:
-		log.Warn("no new token, serving the one in hand", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
+		log.Warn("the token could not be replaced, serving the current one", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
 	case f != nil:
 		log.Error("no token to serve", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
 	case s.entry.AccessToken != old.entry.AccessToken && s.live(now):
@@ -158,30 +190,29 @@ func (c *credential) publish(old, s *snapshot) {
 	}
 }
 
-// exclusively runs a job that may ask Autopay and write to storage. It waits for
-// its turn and then for the job's end. A caller whose ctx ends leaves, but a job
-// once begun goes on under the mount's own context: an operator or reader who
-// leaves never wastes a request to Autopay.
+// exclusively runs a job under the credential's lock. It waits for its turn and then
+// for the job's end. If ctx ends, the caller returns, but a job that has started goes
+// on.
 func (c *credential) exclusively(ctx context.Context, job func(context.Context) error) error {
 	select {
-	case c.slot <- struct{}{}:
+	case c.lock <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	// Vault's answer carries the index of its last write (X-Vault-Index), which
-	// storage notes in the context. The job notes it in a state of its own,
-	// because a caller who has left must not share it.
+	// Vault's answer carries the index of its last write (X-Vault-Index), which storage
+	// records in the context. The job records it in a separate state, because it must
+	// not write to that of a caller who has left.
 	callers, written := logical.IndexStateFromContext(ctx), new(logical.WALState)
 	if callers != nil {
 		*written = *callers
 	}
 	done := make(chan error, 1)
-	started := c.node.spawn(func(ctx context.Context) {
-		defer func() { <-c.slot }()
+	started := c.env.spawn(func(ctx context.Context) {
+		defer func() { <-c.lock }()
 		done <- job(logical.IndexStateContext(ctx, written))
 	})
 	if !started {
-		<-c.slot
+		<-c.lock
 		return errStopped
 	}
 	select {
@@ -195,21 +226,21 @@ func (c *credential) exclusively(ctx context.Context, job func(context.Context) 
 	}
 }
 
-// refresh starts a refresh, or joins the one under way (rule 2). It returns at once.
-func (c *credential) refresh() *flight {
+// refresh starts a refresh, or joins the one in flight (rule 2). It returns at once.
+func (c *credential) refresh() *inFlightRefresh {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flight != nil {
-		return c.flight
+	if c.inFlight != nil {
+		return c.inFlight
 	}
-	f := &flight{done: make(chan struct{})}
-	if c.node.spawn(func(ctx context.Context) { c.runRefresh(ctx, f) }) {
-		c.flight = f
+	r := &inFlightRefresh{done: make(chan struct{})}
+	if c.env.spawn(func(ctx context.Context) { c.runRefresh(ctx, r) }) {
+		c.inFlight = r
 	} else {
-		f.err = errStopped
-		close(f.done)
+		r.err = errStopped
+		close(r.done)
 	}
-	return f
+	return r
 }
 
 // refreshIfDue starts the refresh of a live token that is due.
@@ -219,45 +250,42 @@ func (c *credential) refreshIfDue(s *snapshot, now time.Time) {
 	}
 }
 
-// runRefresh waits until fewer than maxRefreshes run, renews the token and ends the
-// flight.
-func (c *credential) runRefresh(ctx context.Context, f *flight) {
+// runRefresh waits until fewer than maxRefreshes run, obtains a token and ends r.
+func (c *credential) runRefresh(ctx context.Context, r *inFlightRefresh) {
 	select {
-	case c.node.refreshes <- struct{}{}:
-		defer func() { <-c.node.refreshes }()
+	case c.env.refreshes <- struct{}{}:
+		defer func() { <-c.env.refreshes }()
 	case <-ctx.Done():
 	}
-	f.err = c.exclusively(ctx, func(ctx context.Context) error {
-		// Over while the slot is held: whoever finds other settings from then on
-		// starts a refresh of their own, and does not join this one.
-		defer c.over(f)
-		return c.renewDue(ctx)
+	r.err = c.exclusively(ctx, func(ctx context.Context) error {
+		defer c.over(r)
+		return c.renew(ctx)
 	})
-	c.over(f)
+	c.over(r) // also if the job did not start
 	var failed *failedAttempt
 	switch {
-	case errors.Is(f.err, logical.ErrReadOnly):
+	case errors.Is(r.err, logical.ErrReadOnly):
 		c.pause(&c.noRefreshUntil)
-	case f.err == nil, errors.As(f.err, &failed):
-		c.arm() // a timer that went off in the meantime has joined this refresh
+	case r.err == nil, errors.As(r.err, &failed):
+		c.arm()
 	}
-	close(f.done)
+	close(r.done)
 }
 
-// over makes room for the next refresh.
-func (c *credential) over(f *flight) {
+// over makes way for the next refresh.
+func (c *credential) over(r *inFlightRefresh) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flight == f {
-		c.flight = nil
+	if c.inFlight == r {
+		c.inFlight = nil
 	}
 }
 
-// wait waits for the flight's end, or for the end of ctx.
-func (f *flight) wait(ctx context.Context) error {
+// wait waits for the end of the refresh, or of ctx.
+func (r *inFlightRefresh) wait(ctx context.Context) error {
 	select {
-	case <-f.done:
-		return f.err
+	case <-r.done:
+		return r.err
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -273,7 +301,33 @@ func (c *credential) arm() {
 		c.timer.Stop()
 		c.timer = nil
 	}
-	if s := c.snap.Load(); s != nil && s.config != nil && !s.pending() && !c.node.stopped() {
-		c.timer = time.AfterFunc(s.wait(c.node.now()), func() { c.refresh() })
+	if s := c.snap.Load(); s != nil && s.config != nil && !s.pending() && !c.env.stopped() {
+		c.timer = time.AfterFunc(s.wait(c.env.now()), func() { c.refresh() })
+	}
+}
+
+// unusable is why a snapshot of the credential can't be used, as lookup says it;
+// nil if it can.
+func (c *credential) unusable(s *snapshot) error {
+	switch {
+	case s.damage != nil:
+		return s.damage
+	case s.config == nil:
+		return &notConfiguredError{c.name}
+	}
+	return nil
+}
+
+// sendChange sends the event for the change between two snapshots, if it is one that
+// has an event.
+func (c *credential) sendChange(from, to *snapshot) {
+	last, f := from.entry.Failure, to.entry.Failure
+	switch failed := f != nil && (last == nil || !f.Time.Equal(last.Time)); {
+	case failed && f.Kind == refused:
+		c.env.send(eventRefused, c.name)
+	case failed:
+		c.env.send(eventRotateFail, c.name)
+	case to.entry.AccessToken != from.entry.AccessToken && to.entry.AccessToken != "":
+		c.env.send(eventRotate, c.name)
 	}
 }

@@ -287,7 +287,7 @@ func TestChangesAreLoggedOnce(t *testing.T) {
 		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
 		time.Sleep(25 * time.Hour)
-		count(e, map[string]int{"[WARN]": 1, "[ERROR]": 1, "[WARN]  no new token": 1, "[ERROR] no token to serve": 1})
+		count(e, map[string]int{"[WARN]": 1, "[ERROR]": 1, "[WARN]  the token could not be replaced": 1, "[ERROR] no token to serve": 1})
 	})
 	runInBubble(t, "storage that stays down", func(t *testing.T) {
 		e := configured(t, "verify", false)

@@ -320,7 +320,7 @@ func answers(t *testing.T) map[string][]string {
 func TestDocsErrors(t *testing.T) {
 	t.Parallel()
 	internal := []string{
-		"the engine is shutting down",        // "no answer in time; try again"
+		"the engine is shutting down",        // "timed out waiting for a token; try again"
 		"no certificate in the PEM data",     // "ca_cert can't be used"
 		"the token request can't be encoded", // never: it holds only strings
 		"unsupported protocol version",       // crypto/tls's, which the code looks for

@@ -264,10 +264,10 @@ func (z *storedFuzz) wantServed() {
 	z.tick()
 	c := z.credential("x")
 	c.mu.Lock()
-	flight := c.flight
+	refresh := c.inFlight
 	c.mu.Unlock()
-	if flight != nil {
-		_ = flight.wait(z.t.Context()) // its error is the next reader's
+	if refresh != nil {
+		_ = refresh.wait(z.t.Context()) // its error is the next reader's
 	}
 	if s, now := c.snap.Load(), z.clock(); !s.live(now) && s.blocked(now) == nil {
 		z.t.Error("the tick does not obtain a token")

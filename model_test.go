@@ -357,7 +357,7 @@ func (m *model) read(c *modelCredential) {
 	if spare <= 0 {
 		m.t.Errorf("rule 4: a token was served %s after its margin began", -spare)
 	}
-	if well && now.Sub(m.since) > time.Minute && s.problem(clock) == nil && timeLeft(clock, s.scheduled) < -time.Second && m.e.credential(c.name).flight == nil {
+	if well && now.Sub(m.since) > time.Minute && s.problem(clock) == nil && timeLeft(clock, s.scheduled) < -time.Second && m.e.credential(c.name).inFlight == nil {
 		m.t.Errorf("rule 3: the token is %s overdue though nothing is wrong", -timeLeft(clock, s.scheduled))
 	}
 	if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > max(5, resp.Data["rotation_period"].(int64)) || len(resp.Warnings) > 0 && ttl > 60 {
@@ -675,7 +675,7 @@ func (l *concurrentLife) check(name string) {
 		return
 	}
 	s := c.snap.Load()
-	if s == nil || s.storageVersion != c.storageVersion.Load() {
+	if s == nil || s.changes != c.changes.Load() {
 		if stored.config != nil {
 			l.t.Errorf("%s is stale", name)
 		}
@@ -695,8 +695,8 @@ func (l *concurrentLife) check(name string) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.flight != nil || c.timer == nil {
-		l.t.Errorf("rule 3: flight %v, timer %v", c.flight, c.timer)
+	if c.inFlight != nil || c.timer == nil {
+		l.t.Errorf("rule 3: in flight %v, timer %v", c.inFlight, c.timer)
 	}
 }
 

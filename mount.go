@@ -4,20 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/hashicorp/vault/sdk/framework"
 )
 
 // mount holds the credentials of one mount: it finds them, loads them after a
 // start, and keeps them going. It is safe for concurrent use.
 type mount struct {
-	*node
+	*environment
 	credentials sync.Map // name -> *credential
 
 	invalidations atomic.Uint64 // counts the changes that other nodes made
-	// loadedAt is one more than the invalidations at the start of the last load
-	// that brought every configured name into memory; 0: none did yet.
+	// loadedAt is invalidations+1, as read at the start of the last complete load; 0 if
+	// there was no complete load yet.
 	loadedAt   atomic.Uint64
 	loading    atomic.Bool // a load is under way
 	loadFailed bool        // whether the last load failed; guarded by loading
@@ -55,7 +58,7 @@ func (m *mount) credential(name string) *credential {
 	if c := m.known(name); c != nil {
 		return c
 	}
-	v, _ := m.credentials.LoadOrStore(name, newCredential(m.node, name))
+	v, _ := m.credentials.LoadOrStore(name, newCredential(m.environment, name))
 	return v.(*credential)
 }
 
@@ -65,36 +68,19 @@ func (m *mount) credential(name string) *credential {
 // memory does not know the name.
 func (m *mount) lookup(ctx context.Context, name string) (c *credential, s *snapshot, err error) {
 	if c = m.known(name); c == nil {
-		seen := m.invalidations.Load()
-		s, err = m.load(ctx, name, nil)
-		if err != nil {
+		config, err := m.getConfig(ctx, name)
+		switch {
+		case err != nil && !errors.As(err, new(*damagedError)):
 			return nil, nil, err
-		}
-		if s.config == nil && s.damage == nil {
+		case err == nil && config == nil:
 			return nil, nil, &notConfiguredError{name}
 		}
-		c = m.credential(name)
-		c.replace(nil, s)
-		if m.invalidations.Load() != seen {
-			c.stale() // the change may have come after the read, and found no credential to mark
-		}
+		c = m.credential(name) // reads storage again, so that it misses no change
 	}
 	if s, err = c.current(ctx); err == nil {
 		err = c.unusable(s)
 	}
 	return c, s, err
-}
-
-// unusable is why a snapshot of the credential can't be used, as lookup says it;
-// nil if it can.
-func (c *credential) unusable(s *snapshot) error {
-	switch {
-	case s.damage != nil:
-		return s.damage
-	case s.config == nil:
-		return &notConfiguredError{c.name}
-	}
-	return nil
 }
 
 // loadAll brings all configured credentials into memory, which sets their timers.
@@ -136,7 +122,7 @@ func (m *mount) watch() {
 		s := c.snap.Load()
 		switch {
 		case s == nil: // being loaded
-		case s.storageVersion != c.storageVersion.Load(), s.unsaved, s.config != nil && s.due(now):
+		case s.changes != c.changes.Load(), s.unsaved, s.config != nil && s.due(now):
 			c.refresh()
 		}
 		return true
@@ -145,7 +131,6 @@ func (m *mount) watch() {
 
 // changedElsewhere marks what another node has changed in storage to be read again.
 func (m *mount) changedElsewhere(key string) {
-	// Counted before the credential is looked up: lookup relies on this order.
 	m.invalidations.Add(1)
 	prefix, name, _ := strings.Cut(key, "/")
 	if prefix += "/"; prefix != configPrefix && prefix != tokenPrefix {
@@ -163,4 +148,48 @@ func (m *mount) close() {
 		v.(*credential).arm() // stops it
 		return true
 	})
+}
+
+// validName is what Vault's own engines take for a name in a path.
+var validName = regexp.MustCompile(`^\w(([\w-.]+)?\w)?$`)
+
+// credentialName returns the name of the credential that a request is about:
+// NAME, or default. The error is a *userError.
+func credentialName(name string) (string, error) {
+	switch {
+	case name == "":
+		return defaultName, nil
+	case len(name) > maxNameSize || !validName.MatchString(name) || strings.Contains(name, ".."): // which storage refuses
+		return "", &userError{"name may have up to 128 characters: letters, digits, _, - and .; it must begin and end with a letter, a digit or _, and must not contain two dots in a row"}
+	}
+	return name, nil
+}
+
+// requestedName is the name of the credential that a request is about. The error
+// is a *userError.
+func requestedName(d *framework.FieldData) (string, error) {
+	return credentialName(d.Get(fieldName).(string))
+}
+
+// requested looks up the credential that a request is about, as lookup does.
+func (m *mount) requested(ctx context.Context, d *framework.FieldData) (*credential, *snapshot, error) {
+	name, err := requestedName(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	return m.lookup(ctx, name)
+}
+
+// lookupDamaged is lookup for callers that accept a damaged or missing credential:
+// exists reports whether one is stored, and err is a *storageError.
+func (m *mount) lookupDamaged(ctx context.Context, name string) (c *credential, exists bool, err error) {
+	c, _, err = m.lookup(ctx, name)
+	var damage *damagedError
+	switch {
+	case notConfigured(err):
+		return c, false, nil
+	case errors.As(err, &damage):
+		return c, true, nil
+	}
+	return c, err == nil, err
 }

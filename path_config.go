@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -192,20 +191,6 @@ func (m *mount) pathConfigExists(
 	}
 	_, exists, err := m.lookupDamaged(ctx, name)
 	return exists, err
-}
-
-// lookupDamaged is lookup for callers that accept a damaged or missing credential:
-// exists reports whether one is stored, and err is a *storageError.
-func (m *mount) lookupDamaged(ctx context.Context, name string) (c *credential, exists bool, err error) {
-	c, _, err = m.lookup(ctx, name)
-	var damage *damagedError
-	switch {
-	case notConfigured(err):
-		return c, false, nil
-	case errors.As(err, &damage):
-		return c, true, nil
-	}
-	return c, err == nil, err
 }
 
 // pathConfigRead corresponds to READ on autopay/config[/NAME].

@@ -351,28 +351,3 @@ func TestTheSameWriteChangesNothing(t *testing.T) {
 		e.wantRequests(2) // the first, and that of 15:00
 	})
 }
-
-// TestNamesThatStorageRefuses: Vault's storage takes no key with two dots in a row.
-func TestNamesThatStorageRefuses(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.storage.failWith(func(_, key string) error {
-		if strings.Contains(key, "..") {
-			return errors.New("path cannot contain parent references")
-		}
-		return nil
-	})
-	for path, op := range map[string]logical.Operation{
-		"config": logical.UpdateOperation, "token": logical.ReadOperation, "rotate": logical.UpdateOperation, "status": logical.ReadOperation,
-	} {
-		for _, op := range []logical.Operation{op, logical.ReadOperation, logical.DeleteOperation} {
-			if path != "config" && op == logical.DeleteOperation || path == "rotate" && op == logical.ReadOperation {
-				continue
-			}
-			resp, err := e.do(t.Context(), op, path+"/a..b", withSecret())
-			if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "two dots in a row") {
-				t.Errorf("%s %s: %d %q, want a 400 about the dots", op, path, code(resp, err), say(resp, err))
-			}
-		}
-	}
-}

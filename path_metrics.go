@@ -17,34 +17,21 @@ import (
 const (
 	metricsSynopsis    = "Read the metrics of all credentials, in Prometheus' text format."
 	metricsDescription = `
-For a scraper that holds a Vault token with read on this path. The body is
-plain text: use HTTP, or "vault read -format=raw". Labels hold the names of
-credentials and nothing secret. Counters start at 0 with the plugin's process.
+Scrape this path with a Vault token that has the read capability on it. The
+response is plain text: use an HTTP client or "vault read -format=raw". Labels
+hold the names of credentials and nothing secret. Counters start at 0 with the
+plugin's process.
 `
 )
 
 // states are the values of the state label.
 var states = [...]string{stateOK, stateDegraded, stateFailing, statePending}
 
-// histogram is what Prometheus makes of the exchanges' durations.
-func histogram(n *counters, name string) prometheus.Metric {
-	var total uint64
-	upTo := make(map[float64]uint64, len(durationBounds))
-	for i := range n.exchanges {
-		total += n.exchanges[i].Load()
-		if i < len(durationBounds) {
-			upTo[durationBounds[i].Seconds()] = total
-		}
-	}
-	return prometheus.MustNewConstHistogram(descDuration, total, time.Duration(n.duration.Load()).Seconds(), upTo, name)
-}
-
 var (
 	descBuild    = prometheus.NewDesc("autopay_build_info", "Version of the engine; always 1.", []string{"version"}, nil)
 	descRequests = perCredential("autopay_token_requests_total", "Token requests to Autopay by outcome: success, refused, error, or limited (wanted by an operator or by a reader without a live token, and held back by token_request_limit).", "outcome")
-	descDuration = perCredential("autopay_token_request_duration_seconds", "Duration of exchanges with Autopay.")
-	descExpiry   = perCredential("autopay_token_expiry_timestamp_seconds", "When Autopay stops honouring the last token. Absent without one.")
-	descNext     = perCredential("autopay_token_next_rotation_timestamp_seconds", "When the next token is to be asked for, backoff and limit counted in. Absent without a token.")
+	descExpiry   = perCredential("autopay_token_expiry_timestamp_seconds", "When Autopay stops honoring the last token. Absent without one.")
+	descNext     = perCredential("autopay_token_next_rotation_timestamp_seconds", "Time of the next token request, including backoff and request limit. Absent without a token.")
 	descState    = perCredential("autopay_credential_state", "1 for the state that the credential is in: ok, degraded, failing or pending.", "state")
 	descFailures = perCredential("autopay_consecutive_failures", "Failed attempts since the last token.")
 	descUsed     = perCredential("autopay_token_requests_24h", "Token requests in the last 24 hours that count towards the limit.")
@@ -59,8 +46,8 @@ func perCredential(metric, help string, labels ...string) *prometheus.Desc {
 // collector gathers a mount's metrics from what is in memory.
 type collector struct{ mount *mount }
 
-// Describe implements prometheus.Collector. It tells nothing in advance: the
-// series change with the credentials.
+// Describe implements prometheus.Collector. It describes no metrics in advance,
+// because the set of series depends on the configured credentials.
 func (collector) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
@@ -87,7 +74,7 @@ func collect(ch chan<- prometheus.Metric, c *credential, s *snapshot, now time.T
 	for i, outcome := range readOutcomes {
 		send(descReads, prometheus.CounterValue, float64(n.reads[i].Load()), outcome)
 	}
-	ch <- histogram(n, c.name)
+	ch <- n.durations
 	current := s.state(now)
 	for _, state := range states {
 		in := 0.0
@@ -120,7 +107,8 @@ func (m *mount) pathMetrics() *framework.Path {
 			logical.ReadOperation: &framework.PathOperation{
 				Callback: m.pathMetricsRead,
 				Summary:  metricsSynopsis,
-				// The active node knows; a standby without readers does not.
+				// Only the active node has current values. A standby refreshes its snapshots
+				// only when it serves reads.
 				ForwardPerformanceStandby: true,
 				Responses: map[int][]framework.Response{http.StatusOK: {{
 					Description: "OK", MediaType: "text/plain",

@@ -17,7 +17,7 @@ func TestRotate(t *testing.T) {
 		old := e.token("token")["access_token"]
 		for range 100 { // apps that see the same 401
 			resp, err := e.write("rotate", nil)
-			if err != nil || !slices.Equal(resp.Warnings, []string{"this token is younger than 60 s and was kept"}) {
+			if err != nil || !slices.Equal(resp.Warnings, []string{"the token is less than 60 seconds old and was not replaced"}) {
 				t.Fatal(resp, err)
 			}
 		}

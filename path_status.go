@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -78,11 +77,4 @@ func (m *mount) pathStatusRead(
 		data["next_attempt"] = timeOrNull(s.dueAt())
 	}
 	return &logical.Response{Data: data}, nil
-}
-
-func timeOrNull(t time.Time) any {
-	if t.IsZero() {
-		return nil
-	}
-	return formatTime(t)
 }

@@ -57,7 +57,7 @@ func (m *mount) hotRead(req *logical.Request) *logical.Response {
 		return nil
 	}
 	s, now := c.snap.Load(), m.now()
-	if s == nil || s.storageVersion != c.storageVersion.Load() || !s.live(now) {
+	if s == nil || s.changes != c.changes.Load() || !s.live(now) {
 		return nil
 	}
 	c.refreshIfDue(s, now)

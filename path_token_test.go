@@ -207,12 +207,12 @@ func TestConfigIsDamagedUnderAReader(t *testing.T) {
 		_, _ = e.read("status")
 		e.storage.putTakes.Store(int64(time.Second))
 		c := e.credential("default")
-		c.slot <- struct{}{} // a job of another request
+		c.lock <- struct{}{} // a job of another request
 		go func() {
 			time.Sleep(time.Second)
 			_ = e.storage.InmemStorage.Put(t.Context(), &logical.StorageEntry{Key: "config/default", Value: []byte("x")})
 			e.InvalidateKey(t.Context(), "config/default")
-			<-c.slot
+			<-c.lock
 		}()
 		resp, err := e.read("token")
 		if got := code(resp, err); got != 500 {

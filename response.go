@@ -13,43 +13,25 @@ import (
 // keeps its code across the plugin boundary only if it is returned bare
 // (sdk/plugin/pb/translation.go, ErrToProtoErr).
 func respondError(err error) (*logical.Response, error) {
-	var (
-		user       *userError
-		missing    *notConfiguredError
-		unverified *unverifiedError
-		failed     *failedAttempt
-	)
-	switch {
-	case errors.As(err, &user), errors.As(err, &missing):
+	switch e := err.(type) { //nolint:errorlint // none of these is ever wrapped
+	case *userError, *notConfiguredError:
 		return logical.ErrorResponse(err.Error()), nil
-	case errors.As(err, &unverified) && unverified.kind == refusal:
-		return logical.ErrorResponse(unverified.Error()), nil
-	case errors.As(err, &unverified):
-		return nil, logical.CodedError(http.StatusServiceUnavailable, unverified.Error())
-	case errors.As(err, &failed):
-		return nil, logical.CodedError(int(failed.Kind), failed.Error())
+	case *unverifiedError:
+		if e.kind == refusal {
+			return logical.ErrorResponse(e.Error()), nil
+		}
+		return nil, logical.CodedError(http.StatusServiceUnavailable, e.Error())
+	case *failedAttempt:
+		return nil, logical.CodedError(int(e.Kind), e.Error())
+	}
+	switch {
 	case errors.Is(err, logical.ErrReadOnly):
 		return nil, logical.ErrReadOnly
 	case errors.Is(err, errStopped), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return nil, logical.CodedError(http.StatusServiceUnavailable, "no answer in time; try again")
+		return nil, logical.CodedError(http.StatusServiceUnavailable, "timed out waiting for a token; try again")
 	default:
 		return nil, err
 	}
-}
-
-// requestedName is the name of the credential that a request is about. The error
-// is a *userError.
-func requestedName(d *framework.FieldData) (string, error) {
-	return credentialName(d.Get(fieldName).(string))
-}
-
-// requested looks up the credential that a request is about, as lookup does.
-func (m *mount) requested(ctx context.Context, d *framework.FieldData) (*credential, *snapshot, error) {
-	name, err := requestedName(d)
-	if err != nil {
-		return nil, nil, err
-	}
-	return m.lookup(ctx, name)
 }
 
 func nameField() *framework.FieldSchema {

@@ -13,7 +13,7 @@ import (
 
 func TestRespondError(t *testing.T) {
 	t.Parallel()
-	exchange, noAnswer := &exchangeError{text: "down"}, "no answer in time; try again"
+	exchange, noAnswer := &exchangeError{text: "down"}, "timed out waiting for a token; try again"
 	failed := func(kind failureKind, text string) error {
 		return &failedAttempt{Text: text, Kind: kind, NextAttempt: start2000}
 	}

@@ -93,7 +93,7 @@ func TestRule8Ledger(t *testing.T) {
 			switch {
 			case err == nil && e.sim.Valid(resp.Data["access_token"].(string)):
 				live++
-			case code(resp, err) == http.StatusServiceUnavailable && strings.Contains(err.Error(), "token_request_limit of 10 in 24 hours is used up"):
+			case code(resp, err) == http.StatusServiceUnavailable && strings.Contains(err.Error(), "token_request_limit of 10 requests in 24 hours is reached"):
 				none++
 			default:
 				t.Fatal(resp, err)

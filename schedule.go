@@ -39,7 +39,7 @@ func parseSchedule(text string) (*cron.SpecSchedule, error) {
 	}
 	schedule.Location = zone
 	if schedule.Next(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).IsZero() {
-		return nil, errors.New("rotation_schedule must name a time that exists")
+		return nil, errors.New("rotation_schedule never occurs (for example, February 30)")
 	}
 	return schedule, nil
 }

@@ -14,7 +14,7 @@ import (
 
 func TestParseSchedule(t *testing.T) {
 	t.Parallel()
-	const five, zone, never = "must be a cron expression with five fields", "must name a known time zone", "must name a time that exists"
+	const five, zone, never = "must be a cron expression with five fields", "must name a known time zone", "never occurs"
 	for text, says := range map[string]string{
 		"0 3 * * *":                            "",
 		"*/15 1-5 * JAN-MAR mon,thu":           "",
@@ -184,7 +184,7 @@ func TestRotationScheduleOfConfig(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "rotation_period", "8h")
 		both := map[string]any{"rotation_period": 3600, "rotation_schedule": "0 3,15 * * *"}
-		if resp, err := e.write("config", both); code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "exclude each other") {
+		if resp, err := e.write("config", both); code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "are mutually exclusive") {
 			t.Errorf("both: %v %v, want a 400", resp, err)
 		}
 		for _, test := range []struct {

@@ -9,12 +9,12 @@ import (
 // whenever anything in it changes. All its times are derived when it is built,
 // so that every question about a token is a comparison with now.
 type snapshot struct {
-	storageVersion uint64       // the credential's storageVersion when storage was read
-	config         *configEntry // nil: not configured, or damaged
-	damage         error        // why a stored config can't be used; nil: it can
-	entry          tokenEntry
-	unsaved        bool   // the entry is newer than the one in storage (rule 9)
-	loggedState    string // the state when the snapshot was published
+	changes     uint64       // the credential's changes when storage was read
+	config      *configEntry // nil: not configured, or damaged
+	damage      error        // why a stored config can't be used; nil: it can
+	entry       tokenEntry
+	unsaved     bool   // the entry is newer than the one in storage (rule 9)
+	loggedState string // the state when the snapshot was published
 
 	liveFrom     time.Time     // the token is handed out from then on; see fromFuture
 	liveUntil    time.Time     // and until then; zero: no token
@@ -175,11 +175,6 @@ func (s *snapshot) response(now time.Time) (data map[string]any, problem *failed
 	data = maps.Clone(s.fields)
 	data["ttl"] = int64(s.ttl(now, problem) / time.Second)
 	return data, problem
-}
-
-// ceilSecond rounds d up to whole seconds.
-func ceilSecond(d time.Duration) time.Duration {
-	return (d + time.Second - 1).Truncate(time.Second)
 }
 
 // A credential's health, as status and metrics show it.

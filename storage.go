@@ -9,8 +9,27 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// Both prefixes are seal-wrapped. token/ is local: it is not replicated to
-// performance secondaries.
+// # Storage
+//
+// Storage is the truth (rule 6): memory is a copy of it, but for an entry that could
+// not be written (rule 9, snapshot.unsaved).
+//
+//   - Two keys hold one credential, because they live in different places. Vault
+//     replicates config/ to every cluster. token/ is local: it goes to DR secondaries
+//     and not to performance secondaries, which keep tokens and ledgers of their own.
+//     Both are seal-wrapped.
+//   - The generation ties a token to its settings (rule 7). Settings are written first,
+//     under a new random generation, and then the token with the same one. Whatever
+//     crashes in between leaves a token of another generation, which is not used. The
+//     ledger survives a change of generation.
+//   - A write that failed may have been done: the answer may have been lost. After a
+//     failed write of settings, and after a failed delete, memory is marked stale.
+//   - Reading is lenient, so that an upgrade or a downgrade keeps the tokens; writes
+//     check everything. Settings need what a token is issued for; any other value that
+//     is not understood becomes its default. A token entry is read as a whole; if that
+//     fails, its ledger is kept.
+//   - Errors of storage cross the plugin boundary as text (sdk/plugin/grpc_storage.go),
+//     so a node that may not write is recognized by the text.
 const (
 	configPrefix = "config/" // config/NAME holds a configEntry
 	tokenPrefix  = "token/"  // token/NAME holds a tokenEntry
@@ -41,8 +60,8 @@ func (e *damagedError) Error() string {
 
 // load builds a snapshot of what storage holds. If old has an entry that storage
 // does not have yet, that one counts (rule 9).
-func (n *node) load(ctx context.Context, name string, old *snapshot) (*snapshot, error) {
-	config, err := n.getConfig(ctx, name)
+func (env *environment) load(ctx context.Context, name string, old *snapshot) (*snapshot, error) {
+	config, err := env.getConfig(ctx, name)
 	var damage *damagedError
 	switch {
 	case errors.As(err, &damage):
@@ -53,11 +72,11 @@ func (n *node) load(ctx context.Context, name string, old *snapshot) (*snapshot,
 		return &snapshot{}, nil
 	}
 	if old != nil && old.unsaved {
-		s := newSnapshot(config, old.entry, n.now())
+		s := newSnapshot(config, old.entry, env.now())
 		s.unsaved = true
 		return s, nil
 	}
-	entry, err := n.getToken(ctx, name)
+	entry, err := env.getToken(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +84,7 @@ func (n *node) load(ctx context.Context, name string, old *snapshot) (*snapshot,
 	// lengthen its life if the wall clock had been set back since (rule 4). Another
 	// token from further in the future than clocks differ is left out, because its
 	// age is unknown.
-	now := n.now()
+	now := env.now()
 	switch {
 	case old != nil && old.entry.AccessToken == entry.AccessToken && old.entry.ExpireTime.Equal(entry.ExpireTime):
 		entry.clock = old.entry.clock
@@ -77,8 +96,8 @@ func (n *node) load(ctx context.Context, name string, old *snapshot) (*snapshot,
 
 // getConfig reads a stored config: nil if there is none, a *damagedError if it
 // can't be used.
-func (n *node) getConfig(ctx context.Context, name string) (*configEntry, error) {
-	stored, err := n.storage.Get(ctx, configPrefix+name)
+func (env *environment) getConfig(ctx context.Context, name string) (*configEntry, error) {
+	stored, err := env.storage.Get(ctx, configPrefix+name)
 	if err != nil {
 		return nil, &storageError{"reading the credential from storage", err}
 	}
@@ -94,53 +113,51 @@ func (n *node) getConfig(ctx context.Context, name string) (*configEntry, error)
 
 // getToken reads a stored token entry, an empty one if there is none. Damage
 // costs at most one more request, within the limit, so it is only logged.
-func (n *node) getToken(ctx context.Context, name string) (tokenEntry, error) {
-	stored, err := n.storage.Get(ctx, tokenPrefix+name)
+func (env *environment) getToken(ctx context.Context, name string) (tokenEntry, error) {
+	stored, err := env.storage.Get(ctx, tokenPrefix+name)
 	if err != nil {
 		return tokenEntry{}, &storageError{"reading the token from storage", err}
 	}
 	if stored == nil {
 		return tokenEntry{}, nil
 	}
-	entry, whole := decodeToken(stored.Value, n.now())
+	entry, whole := decodeToken(stored.Value, env.now())
 	if !whole {
-		n.log(name).Error("the stored token entry is damaged, keeping its ledger of requests at most")
+		env.log(name).Error("the stored token entry is damaged, keeping its ledger of requests at most")
 	}
 	return entry, nil
 }
 
-func (n *node) putConfig(ctx context.Context, name string, config *configEntry) error {
-	return n.put(ctx, configPrefix+name, "storing the credential", config)
+func (env *environment) putConfig(ctx context.Context, name string, config *configEntry) error {
+	return env.put(ctx, configPrefix+name, "storing the credential", config)
 }
 
-func (n *node) putToken(ctx context.Context, name string, entry tokenEntry) error {
-	return n.put(ctx, tokenPrefix+name, "storing the token entry", entry)
+func (env *environment) putToken(ctx context.Context, name string, entry tokenEntry) error {
+	return env.put(ctx, tokenPrefix+name, "storing the token entry", entry)
 }
 
 // put stores a value. Nothing is written once the mount has been stopped. The
 // error is a *storageError, the context's, or logical.ErrReadOnly.
-func (n *node) put(ctx context.Context, key, operation string, value any) error {
+func (env *environment) put(ctx context.Context, key, operation string, value any) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	stored, err := logical.StorageEntryJSON(key, value)
 	if err == nil {
-		err = n.storage.Put(ctx, stored)
+		err = env.storage.Put(ctx, stored)
 	}
 	return writeError(operation, err)
 }
 
 // deleteKey deletes what storage keeps under a key. The error is as that of put.
-func (n *node) deleteKey(ctx context.Context, key string) error {
+func (env *environment) deleteKey(ctx context.Context, key string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return writeError("deleting "+key+" from storage", n.storage.Delete(ctx, key))
+	return writeError("deleting "+key+" from storage", env.storage.Delete(ctx, key))
 }
 
-// writeError is the error of a write that failed. Errors of storage cross the
-// plugin boundary as text (sdk/plugin/grpc_storage.go), so a node that may not
-// write is recognised by the text.
+// writeError is the error of a write that failed: nil if err is.
 func writeError(operation string, err error) error {
 	switch {
 	case err == nil:

@@ -38,7 +38,7 @@ func TestOversizedStoredEntries(t *testing.T) {
 		requests int
 	}{
 		"secret": {func(c configEntry) configEntry { c.ClientSecret = big; return c }(good), nil, 502, "Autopay refused the credential", 1},
-		"nested": {json.RawMessage(strings.Repeat(`{"client_id":`, 200_000) + "1" + strings.Repeat("}", 200_000)), nil, 500, "is not the JSON", 0},
+		"nested": {json.RawMessage(strings.Repeat(`{"client_id":`, 200_000) + "1" + strings.Repeat("}", 200_000)), nil, 500, "is not valid JSON", 0},
 		"token":  {good, entry(func(e *tokenEntry) { e.AccessToken = big }), 503, "token_request_limit", 0},
 		"scope":  {good, entry(func(e *tokenEntry) { e.Scope = big }), 503, "token_request_limit", 0},
 		"words": {func(c configEntry) configEntry { c.TokenRequestLimit = 2; return c }(good), entry(func(e *tokenEntry) {

@@ -92,11 +92,6 @@ func (f *failedAttempt) untilRotate() *failedAttempt {
 	return &g
 }
 
-// formatTime renders t in RFC 3339, UTC, rounded up to whole seconds.
-func formatTime(t time.Time) string {
-	return t.Add(time.Second - 1).Truncate(time.Second).UTC().Format(time.RFC3339)
-}
-
 // decodeToken reads a stored entry. If it is damaged, or written by a version with
 // other rules, whole is false and the ledger alone is kept if that can be read. That
 // costs one request.
@@ -198,12 +193,6 @@ func (e tokenEntry) live(now time.Time) bool {
 	return before(now, until) && !before(now, from)
 }
 
-// unixUp is t in Unix seconds, rounded up so that the ledger's window is never
-// too short.
-func unixUp(t time.Time) int64 {
-	return t.Add(time.Second - 1).Unix()
-}
-
 // requestsAt counts the requests in the 24 hours before now.
 func (e tokenEntry) requestsAt(now time.Time) int {
 	oldest := now.Add(-ledgerWindow)
@@ -238,7 +227,7 @@ func (e tokenEntry) limitedUntil(limit int) time.Time {
 func (e tokenEntry) limitedAttempt(limit int, until time.Time) *failedAttempt {
 	return &failedAttempt{
 		Kind:        unavailable,
-		Text:        fmt.Sprintf("the token_request_limit of %d in 24 hours is used up; raise it, or wait", limit),
+		Text:        fmt.Sprintf("the token_request_limit of %d requests in 24 hours is reached; wait, or raise the limit", limit),
 		Time:        e.lastRequest(), // the one that used it up
 		Count:       e.failures(),
 		NextAttempt: until,
@@ -314,7 +303,7 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 func (e tokenEntry) expiredOnArrival(answer tokenAnswer, now time.Time) *exchangeError {
 	left := timeLeft(now, anchored(e.clock, e.ExpireTime))
 	if e.AccessToken == answer.accessToken && left > 0 {
-		return &exchangeError{kind: outage, text: "Autopay answered with the same token again, which is about to expire", retryAfter: ceilSecond(left)}
+		return &exchangeError{kind: outage, text: "Autopay returned the same token again, which is about to expire", retryAfter: ceilSecond(left)}
 	}
 	return &exchangeError{kind: unusable, text: "Autopay's token had expired when it arrived"}
 }

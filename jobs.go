@@ -14,32 +14,25 @@ import (
 // not sent again, unless Autopay asks for more.
 const verifySpacing = 5 * time.Second
 
-// newCredential returns the credential of a name, with nothing loaded yet.
-func newCredential(n *node, name string) *credential {
-	c := &credential{node: n, name: name, slot: make(chan struct{}, 1)}
-	c.counters.Store(new(counters))
-	return c
-}
+// The methods below are the jobs that change a credential, and their parts. Whoever
+// calls one holds the credential's lock.
 
-// The methods below are the jobs that change a credential. Their callers hold
-// its slot.
-
-// renewDue obtains a new token if one is due, and stores what could not be
+// renew obtains a new token if one is due, and stores what could not be
 // stored before.
-func (c *credential) renewDue(ctx context.Context) error {
+func (c *credential) renew(ctx context.Context) error {
 	s, err := c.current(ctx)
 	if err != nil || s.config == nil {
 		return err
 	}
-	now := c.node.now()
+	now := c.env.now()
 	if s.live(now) && !s.due(now) {
 		defer c.arm()
-		if s.unsaved && c.node.mayWrite() {
+		if s.unsaved && c.env.mayWrite() {
 			return c.saveAgain(ctx, s)
 		}
 		return nil
 	}
-	if f := s.blocked(now); f != nil && c.node.mayWrite() {
+	if f := s.blocked(now); f != nil && c.env.mayWrite() {
 		c.arm()
 		return f
 	}
@@ -53,13 +46,13 @@ func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 	if err != nil || s.config == nil {
 		return "", err
 	}
-	now := c.node.now()
+	now := c.env.now()
 	if s.live(now) && now.Sub(s.entry.obtained()) < youngToken {
-		return "this token is younger than 60 s and was kept", nil
+		return "the token is less than 60 seconds old and was not replaced", nil
 	}
 	// Autopay may answer with the same token again, which is then as old as before.
 	if s.live(now) && s.entry.Failure == nil && now.Sub(s.entry.lastRequest()).Abs() < youngToken {
-		return "Autopay was asked for a token less than 60 s ago, and this one was kept", nil
+		return "a token was requested less than 60 seconds ago; the current token was not replaced", nil
 	}
 	if f := s.entry.Failure; f != nil {
 		if f = f.untilRotate(); before(now, f.NextAttempt) {
@@ -70,7 +63,7 @@ func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 		return "", err
 	}
 	if c.snap.Load().entry.AccessToken == s.entry.AccessToken {
-		return "Autopay answered with the same token again", nil
+		return "Autopay returned the same token; it was not replaced", nil
 	}
 	return "", nil
 }
@@ -78,31 +71,23 @@ func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 // obtain asks Autopay for a token and publishes what came of it.
 func (c *credential) obtain(ctx context.Context, s *snapshot) error {
 	entry, err := c.ask(ctx, s, s.config)
-	now := c.node.now()
-	var (
-		x       *exchangeError
-		storage *storageError
-		limited *failedAttempt
-	)
-	switch {
-	case err == nil:
+	now := c.env.now()
+	switch e := err.(type) { //nolint:errorlint // ask wraps no error
+	case nil:
 		c.save(ctx, s, s.config, entry)
-	case errors.As(err, &x):
-		entry = entry.withFailedExchange(s.config.Generation, x, s.config.TokenRequestLimit, now)
+	case *exchangeError:
+		entry = entry.withFailedExchange(s.config.Generation, e, s.config.TokenRequestLimit, now)
 		c.save(ctx, s, s.config, entry)
-		err = entry.Failure
-	case errors.As(err, &storage):
-		// Not written now, because writing has just failed. A later refresh does
-		// it: storage may have the request that was not sent.
-		next := newSnapshot(s.config, s.entry.withStorageFailure(s.config.Generation, cleanText(err.Error(), s.config.ClientSecret), now), now)
-		next.unsaved = true
-		c.publish(s, next)
-		err = next.entry.Failure
-	case errors.As(err, &limited):
-		c.log().Warn("token_request_limit allows no request now", "state", s.state(now), "next_attempt", formatTime(limited.NextAttempt))
-		next := newSnapshot(s.config, s.entry, now) // the wall clock may have been set since s was made
-		next.unsaved = s.unsaved
-		c.publish(s, next)
+		return entry.Failure
+	case *storageError:
+		// Not written now, because writing has just failed. A later refresh does it:
+		// storage may have the request that was not sent.
+		entry = s.entry.withStorageFailure(s.config.Generation, cleanText(e.Error(), s.config.ClientSecret), now)
+		c.publish(s, s.config, entry, true)
+		return entry.Failure
+	case *failedAttempt:
+		c.log().Warn("token_request_limit allows no request now", "state", s.state(now), "next_attempt", formatTime(e.NextAttempt))
+		c.publish(s, s.config, s.entry, s.unsaved) // the wall clock may have been set since s was made
 	}
 	return err
 }
@@ -117,8 +102,8 @@ func (c *credential) obtain(ctx context.Context, s *snapshot) error {
 // if it was not sent. errStopped can also follow a request that was sent; then
 // the ledger keeps it.
 func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) (tokenEntry, error) {
-	sent := c.node.now()
-	if !c.node.mayWrite() {
+	sent := c.env.now()
+	if !c.env.mayWrite() {
 		return s.entry, logical.ErrReadOnly
 	}
 	// Not s.limited: config may bring another limit.
@@ -127,19 +112,19 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) 
 		return s.entry, s.entry.limitedAttempt(config.TokenRequestLimit, until)
 	}
 	entry := s.entry.withRequest(sent)
-	if err := c.node.putToken(ctx, c.name, entry); err != nil {
+	if err := c.env.putToken(ctx, c.name, entry); err != nil {
 		if ctx.Err() != nil {
 			err = errStopped
 		}
 		return s.entry, err
 	}
 	c.log().Debug("asking for a token")
-	begun := c.node.now()
-	answer, x := c.node.client.exchange(ctx, config.tokenRequest())
+	begun := c.env.now()
+	answer, x := c.env.client.exchange(ctx, config.tokenRequest())
 	if ctx.Err() != nil {
 		return entry, errStopped
 	}
-	now := c.node.now()
+	now := c.env.now()
 	withToken := entry
 	if x == nil {
 		// Readers judge by the same predicate: whoever asks again finds a token that
@@ -166,11 +151,11 @@ func (c *credential) forConfigWrite(ctx context.Context) (*snapshot, error) {
 	if err != nil || s.config != nil {
 		return s, err
 	}
-	left, err := c.node.getToken(ctx, c.name)
+	left, err := c.env.getToken(ctx, c.name)
 	if err != nil {
 		return nil, err
 	}
-	return &snapshot{storageVersion: s.storageVersion, entry: left.forGeneration("")}, nil
+	return &snapshot{changes: s.changes, entry: left.forGeneration("")}, nil
 }
 
 // configure stores next as the settings, without asking Autopay.
@@ -178,14 +163,11 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	if s.config != nil && *next == *s.config {
 		return nil
 	}
-	if err := c.node.putConfig(ctx, c.name, next); err != nil {
+	if err := c.env.putConfig(ctx, c.name, next); err != nil {
 		c.stale() // the write may have succeeded despite the error
 		return err
 	}
-	now := c.node.now()
-	changed := newSnapshot(next, s.entry.withShorterWait(now), now)
-	changed.unsaved = s.unsaved
-	c.publish(s, changed)
+	c.publish(s, next, s.entry.withShorterWait(c.env.now()), s.unsaved)
 	c.configured("verified", false)
 	return nil
 }
@@ -201,7 +183,7 @@ func (c *credential) configureVerified(ctx context.Context, s *snapshot, next *c
 	if err != nil {
 		return err
 	}
-	if err := c.node.putConfig(ctx, c.name, next); err != nil {
+	if err := c.env.putConfig(ctx, c.name, next); err != nil {
 		old := s.entry
 		old.Requests = entry.Requests // the request was sent, and counts
 		c.save(ctx, s, s.config, old)
@@ -214,7 +196,7 @@ func (c *credential) configureVerified(ctx context.Context, s *snapshot, next *c
 }
 
 func (c *credential) configured(args ...any) {
-	c.node.send(eventConfigWrite, c.name)
+	c.env.send(eventConfigWrite, c.name)
 	c.log().Info("credential configured", args...)
 }
 
@@ -223,26 +205,19 @@ func (c *credential) configured(args ...any) {
 // verification is answered as before, without a request.
 func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry) (tokenEntry, error) {
 	settings := sha256.Sum256(fmt.Append(nil, next.tokenRequest()))
-	if last := c.unverified; last != nil && last.settings == settings && last.until.Sub(c.node.now()) > 0 {
+	if last := c.unverified; last != nil && last.settings == settings && last.until.Sub(c.env.now()) > 0 {
 		return s.entry, last
 	}
 	entry, err := c.ask(ctx, s, next)
-	var (
-		x       *exchangeError
-		storage *storageError
-	)
-	switch {
-	case err == nil:
-		return entry, nil
-	case errors.As(err, &storage):
+	switch e := err.(type) { //nolint:errorlint // ask wraps no error
+	case *storageError:
 		c.stale() // the write of the ledger may have succeeded despite the error
-		return entry, err
-	case !errors.As(err, &x):
-		return entry, err
+	case *exchangeError:
+		c.save(ctx, s, s.config, entry) // config and token stay as they were, the ledger does not
+		c.unverified = &unverifiedError{e, settings, c.env.now().Add(max(verifySpacing, e.retryAfter))}
+		return entry, c.unverified
 	}
-	c.save(ctx, s, s.config, entry) // config and token stay as they were, the ledger does not
-	c.unverified = &unverifiedError{x, settings, c.node.now().Add(max(verifySpacing, x.retryAfter))}
-	return entry, c.unverified
+	return entry, err
 }
 
 // remove deletes the credential, its token and its ledger, also those that a failed
@@ -254,17 +229,17 @@ func (c *credential) remove(ctx context.Context) error {
 		return err
 	}
 	for _, key := range []string{tokenPrefix + c.name, configPrefix + c.name} {
-		if err := c.node.deleteKey(ctx, key); err != nil {
+		if err := c.env.deleteKey(ctx, key); err != nil {
 			c.stale() // the delete may have succeeded despite the error
 			return err
 		}
 	}
-	c.publish(s, newSnapshot(nil, tokenEntry{}, c.node.now()))
+	c.publish(s, nil, tokenEntry{}, false)
 	if notConfigured(c.unusable(s)) {
 		return nil
 	}
-	c.counters.Store(new(counters))
-	c.node.send(eventConfigDelete, c.name)
+	c.counters.Store(newCounters(c.name))
+	c.env.send(eventConfigDelete, c.name)
 	c.log().Info("credential deleted")
 	return nil
 }
@@ -274,17 +249,15 @@ func (c *credential) remove(ctx context.Context) error {
 func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry, entry tokenEntry) {
 	var err error
 	if config == nil && len(entry.Requests) == 0 {
-		err = c.node.deleteKey(ctx, tokenPrefix+c.name) // nothing to keep of a refused creation
+		err = c.env.deleteKey(ctx, tokenPrefix+c.name) // nothing to keep of a refused creation
 	} else {
-		err = c.node.putToken(ctx, c.name, entry)
+		err = c.env.putToken(ctx, c.name, entry)
 	}
 	readOnly := errors.Is(err, logical.ErrReadOnly)
 	if err != nil && ctx.Err() == nil {
 		c.log().Error("the token entry can't be stored, it is kept in memory", "error", err)
 	}
-	next := newSnapshot(config, entry, c.node.now())
-	next.unsaved = err != nil && !readOnly
-	c.publish(s, next)
+	c.publish(s, config, entry, err != nil && !readOnly)
 	if config == nil || readOnly {
 		c.stale() // storage is authoritative
 	}
@@ -292,7 +265,7 @@ func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry,
 
 // saveAgain stores an entry that could not be stored before.
 func (c *credential) saveAgain(ctx context.Context, s *snapshot) error {
-	if err := c.node.putToken(ctx, c.name, s.entry); err != nil {
+	if err := c.env.putToken(ctx, c.name, s.entry); err != nil {
 		c.log().Debug("the token entry still can't be stored", "error", err)
 		return err
 	}
