@@ -94,9 +94,9 @@ func TestModel(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d runs of 30 days, %d steps, %d reads, %d requests to Autopay, %d restarts, %d operators' writes",
+	t.Logf("FIGURE: %d runs of 30 days, %d steps, %d reads, %d requests to Autopay, %d restarts, %d operators' writes",
 		*modelRuns, stats.steps.Load(), stats.reads.Load(), stats.requests.Load(), stats.restarts.Load(), stats.writes.Load())
-	t.Logf("tightest: %s of life left beyond the margin, %s between a failure and the next request, %.0f %% of a ledger used",
+	t.Logf("FIGURE: tightest: %s of life left beyond the margin, %s between a failure and the next request, %.0f %% of a ledger used",
 		stats.life, stats.gap, 100*stats.full)
 }
 

@@ -19,9 +19,10 @@ name=$1 output=$2 package=$3
 shift 3
 
 tmp=$(mktemp -d)
+export GOTMPDIR=$tmp
 clean() {
   for job in $(jobs -p); do
-    kill -INT -- "-$job" 2>/dev/null || true
+    kill -TERM -- "-$job" 2>/dev/null || true
     wait "$job" 2>/dev/null || true
   done
   rm -rf "$tmp"

@@ -44,7 +44,6 @@ if [ ! -x "$binary" ] && type -P flock >/dev/null; then
 fi
 
 if [ -x "$binary" ]; then
-  say "$name: $binary, from the cache"
   printf '%s\n' "$binary"
   exit 0
 fi

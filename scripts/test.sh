@@ -75,9 +75,22 @@ json() {
 export bin
 export -f json
 
+# show TOTAL reads what gotestsum prints: a line for each test, with the output of those that failed, and both again at the
+# end. It counts the lines, leaves out subtests, and lets output wait for the end.
+show() {
+  local line n=0 end=''
+  while IFS= read -r line; do
+    if [[ $line =~ ^(===\ (Failed|Errors)|DONE\ ) ]]; then end=1; fi
+    if [ -n "$end" ]; then
+      printf '%s\n' "$line"
+    elif [[ $line =~ ^(PASS|FAIL|SKIP)\ [^/]*\.[^/]*\ \( ]]; then
+      printf '[%*d of %d] %s\n' ${#1} $((++n)) "$1" "$line"
+    fi
+  done
+}
+
 any=${RUN:-.}
 # run GROUP JOBS PATTERN [FLAG...] -- NAME DIRECTORY... runs the tests that match PATTERN. FLAG is one of a test binary's.
-failed=''
 run() {
   local group=$1 jobs=$2 pattern=$3 flags=() total=0 i
   shift 3
@@ -89,17 +102,14 @@ run() {
   done
   printf '\ntest: %s, %d tests\n' "$group" "$total"
   # shellcheck disable=SC2086 # TESTFLAGS is words
-  # gotestsum prints a line for each test, and output of those that failed at once and again at the end. Here the count goes
-  # in front of each line, subtests that pass are left out, and output waits for the end.
   "$bin/gotestsum" --format testname --format-icons text --hide-summary skipped --jsonfile "$bin/log/$group.json" --raw-command -- \
     bash -c 'json "$@"' _ "$jobs" "$(printf '%s\n' "$@")" \
     -test.v=test2json -test.paniconexit0 -test.timeout=30m -test.run="$pattern" "${flags[@]}" ${TESTFLAGS-} |
-    awk -v total="$total" '
-      /^(=== (Failed|Errors)|DONE )/ { end = 1 }
-      end { print }
-      !end && /^(PASS|FAIL|SKIP) [^\/]*\.[^\/]* \(/ { printf "[%*d of %d] %s\n", length(total), ++n, total, $0; fflush() }
-    ' || failed+=" $group"
-  sed -n 's/.*"Output":".*\(FIGURE [^\\]*\).*/\1/p' "$bin/log/$group.json"
+    show "$total" || {
+    echo "test: $group FAILED; the complete output is in bin/test/log/$group.json" >&2
+    exit 1
+  }
+  sed -n 's/.*"Output":".*\(FIGURE.*\)\\n".*/\1/p' "$bin/log/$group.json"
 }
 
 if has unit; then
@@ -125,8 +135,3 @@ if [ ${#pairs[@]} -gt 0 ]; then
 fi
 if has examples; then run examples 1 '^TestExample' -test.parallel=4 -- consumers acceptance/consumers; fi
 if has bench; then run bench 1 "$any" -- bench acceptance/bench; fi
-
-[ -z "$failed" ] || {
-  echo "test: FAILED:$failed; the complete output is in bin/test/log/" >&2
-  exit 1
-}
