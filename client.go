@@ -23,6 +23,10 @@ import (
 	"unicode"
 )
 
+// version is what -version prints and what Vault shows as the running version. It is
+// a variable so that a test can build the next one (-ldflags -X).
+var version = "v0.1.0"
+
 const maxHeaderBytes = 64 << 10 // of an answer
 
 // tokenRequest is what one exchange needs to know.
@@ -47,20 +51,17 @@ type client struct {
 func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *exchangeError) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
-	var connected, certificateWanted atomic.Bool // a connection stands, TLS included; the other side wants to know us by one
+	var connected, certificateWanted atomic.Bool // whether a connection stands, TLS included; see newTransport
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
 	})
 	req, err := newRequest(ctx, r)
 	if err != nil {
-		return tokenAnswer{}, unsent(err.Error())
+		return tokenAnswer{}, &exchangeError{text: err.Error(), noToken: true, kind: unreachable}
 	}
 	transport := c.transport
 	if transport == nil {
-		fresh, err := newTransport(r.caCert, &certificateWanted)
-		if err != nil {
-			return tokenAnswer{}, unsent("ca_cert can't be used")
-		}
+		fresh := newTransport(r.caCert, &certificateWanted)
 		defer fresh.CloseIdleConnections()
 		transport = fresh
 	}
@@ -91,15 +92,12 @@ func newRequest(ctx context.Context, r tokenRequest) (*http.Request, error) {
 	if err := checkTokenURL(r.tokenURL); err != nil { // a stored entry may be older than the rule
 		return nil, err
 	}
-	body, err := json.Marshal(map[string]string{
+	body, _ := json.Marshal(map[string]string{
 		"client_id":     r.clientID,
 		"client_secret": r.clientSecret,
 		"audience":      r.audience,
 		"grant_type":    "client_credentials",
 	})
-	if err != nil {
-		return nil, errors.New("the token request can't be encoded")
-	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, r.tokenURL, bytes.NewReader(body))
 	if err != nil {
 		return nil, errors.New("token_url can't be used")
@@ -109,11 +107,6 @@ func newRequest(ctx context.Context, r tokenRequest) (*http.Request, error) {
 	req.Header.Set("Accept-Encoding", "identity") // without it any coding is acceptable (RFC 9110, section 12.5.3)
 	req.Header.Set("User-Agent", "vault-plugin-secrets-autopay/"+version)
 	return req, nil
-}
-
-// unsent is the error of a request that was never sent.
-func unsent(text string) *exchangeError {
-	return &exchangeError{text: text, noToken: true, kind: unreachable}
 }
 
 // checkTokenURL keeps the secret off plain networks: a token URL is https, or
@@ -146,8 +139,9 @@ func loopback(host string) bool {
 }
 
 // newTransport returns a transport for one exchange. It sets certificateWanted when
-// the other side asks for a client certificate; there is none.
-func newTransport(caCert string, certificateWanted *atomic.Bool) (*http.Transport, error) {
+// the other side asks for a client certificate; there is none. A caCert that holds no
+// certificate, which can only be damage in storage, trusts nobody.
+func newTransport(caCert string, certificateWanted *atomic.Bool) *http.Transport {
 	tlsConfig := &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
@@ -157,9 +151,7 @@ func newTransport(caCert string, certificateWanted *atomic.Bool) (*http.Transpor
 	}
 	if caCert != "" {
 		tlsConfig.RootCAs = x509.NewCertPool()
-		if !tlsConfig.RootCAs.AppendCertsFromPEM([]byte(caCert)) {
-			return nil, errors.New("no certificate in the PEM data")
-		}
+		tlsConfig.RootCAs.AppendCertsFromPEM([]byte(caCert))
 	}
 	return &http.Transport{
 		Proxy: http.ProxyFromEnvironment, // never for a loopback host
@@ -173,7 +165,7 @@ func newTransport(caCert string, certificateWanted *atomic.Bool) (*http.Transpor
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
-	}, nil
+	}
 }
 
 // brokenExchange describes an exchange that ended without a whole answer. It

@@ -226,10 +226,7 @@ func TestExchangeWithHostileHosts(t *testing.T) {
 		"a gzip bomb":                    {reply(ok+"Content-Encoding: gzip\r\nContent-Length: "+fmt.Sprint(bomb.Len())+"\r\n\r\n"+bomb.String(), "", 0), "it has a Content-Encoding, which was not asked for"},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
-			transport, err := newTransport("", new(atomic.Bool))
-			if err != nil {
-				t.Fatal(err)
-			}
+			transport := newTransport("", new(atomic.Bool))
 			var open atomic.Int32
 			transport.DialContext = func(context.Context, string, string) (net.Conn, error) {
 				ours, theirs := net.Pipe() // so that the deadline is the bubble's
@@ -525,10 +522,7 @@ func TestProxyErrorsNameTheProxy(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			transport, err := newTransport("", new(atomic.Bool))
-			if err != nil {
-				t.Fatal(err)
-			}
+			transport := newTransport("", new(atomic.Bool))
 			transport.Proxy = http.ProxyURL(&url.URL{Scheme: "http", Host: test.proxy})
 			_, got := (&client{now: time.Now, transport: transport}).exchange(t.Context(), tokenRequest{
 				tokenURL: defaultTokenURL, clientID: testID, clientSecret: testSecret, timeout: time.Minute,

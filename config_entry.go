@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -177,23 +178,17 @@ func newConfigEntry() *configEntry {
 // entry must not take a live token from its readers. A number that can't be
 // used becomes the default. The exchange refuses a token_url that is not safe.
 func decodeConfig(data []byte) (*configEntry, error) {
-	var stored map[string]json.RawMessage
 	c, fallback := newConfigEntry(), newConfigEntry()
-	if json.Unmarshal(data, &stored) != nil {
+	var wrongType *json.UnmarshalTypeError // the first; json leaves such a field as it is
+	if err := json.Unmarshal(data, c); errors.As(err, new(*json.SyntaxError)) {
 		return nil, errors.New("the entry is not valid JSON")
-	}
-	if json.Unmarshal(stored["generation"], &c.Generation) != nil || c.Generation == "" {
+	} else if c.Generation == "" {
 		return nil, errors.New("its generation is missing")
+	} else if errors.As(err, &wrongType) && slices.Contains([]string{"token_url", "audience", "ca_cert"}, wrongType.Field) {
+		return nil, fmt.Errorf("its %s is not a string", wrongType.Field)
 	}
-	_ = json.Unmarshal(stored["schedule_since"], &c.ScheduleSince)   // without it, all times of the schedule count
-	_ = json.Unmarshal(stored[fieldSecretUpdated], &c.SecretUpdated) // without it, nobody knows
 	for _, f := range configFields {
-		data, found := stored[f.name]
-		understood := !found || json.Unmarshal(data, f.value(c)) == nil
-		switch {
-		case f.issuedFor && !understood:
-			return nil, fmt.Errorf("its %s is not a string", f.name)
-		case !f.issuedFor && (!understood || f.check(c) != nil):
+		if !f.issuedFor && f.check(c) != nil {
 			f.copy(c, fallback)
 		}
 	}

@@ -44,9 +44,6 @@ type storageError struct {
 // Error implements error.
 func (e *storageError) Error() string { return e.operation + ": " + e.err.Error() }
 
-// Unwrap gives access to the cause.
-func (e *storageError) Unwrap() error { return e.err }
-
 // damagedError is a stored config that can't be used.
 type damagedError struct {
 	name string

@@ -75,8 +75,13 @@ func (f *failedAttempt) Error() string {
 	return fmt.Sprintf("%s; the next attempt is at %s", f.Text, formatTime(f.NextAttempt))
 }
 
-// wait is how long the attempt had to be followed by none.
-func (f *failedAttempt) wait() time.Duration { return f.NextAttempt.Sub(f.Time) }
+// wait is how long no attempt was to follow; 0 if f is nil.
+func (f *failedAttempt) wait() time.Duration {
+	if f == nil {
+		return 0
+	}
+	return f.NextAttempt.Sub(f.Time)
+}
 
 // untilRotate returns f as an operator's rotate sees it: NextAttempt is when
 // rotate may try. That is rotateDelay after the failure, doubled with each
@@ -317,7 +322,7 @@ func (e tokenEntry) withFailedExchange(generation string, x *exchangeError, limi
 	if x.kind == refusal {
 		f.Kind = refused
 	}
-	delay := max(backoffs[x.kind].after(e.lastWait()), x.retryAfter)
+	delay := max(backoffs[x.kind].after(e.Failure.wait()), x.retryAfter)
 	// An exchange that may have cost a token: from half the limit on, the rest
 	// has to last for 24 hours.
 	if used := e.requestsAt(now); !x.noToken && limit > 0 && 2*used >= limit {
@@ -330,15 +335,7 @@ func (e tokenEntry) withFailedExchange(generation string, x *exchangeError, limi
 // because the ledger could not be stored.
 func (e tokenEntry) withStorageFailure(generation, text string, now time.Time) tokenEntry {
 	e = e.forGeneration(generation)
-	return e.withFailure(failedAttempt{Kind: storageFailed, Text: text}, backoffs[outage].after(e.lastWait()), now)
-}
-
-// lastWait is the wait after the last attempt, if that failed.
-func (e tokenEntry) lastWait() time.Duration {
-	if e.Failure == nil {
-		return 0
-	}
-	return e.Failure.wait()
+	return e.withFailure(failedAttempt{Kind: storageFailed, Text: text}, backoffs[outage].after(e.Failure.wait()), now)
 }
 
 // failures counts the failed attempts in a row.

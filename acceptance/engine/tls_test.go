@@ -18,7 +18,7 @@ func TestTLS(t *testing.T) {
 	cred := p.NewCredential()
 
 	// The system's roots don't include it.
-	m.Write(t, "config", cred.Config()).Want(t, "write without ca_cert", http.StatusServiceUnavailable, "certificate", "verify=false")
+	m.Write(t, "config", cred.Config()).Want(t, "write without ca_cert", http.StatusServiceUnavailable, "certificate", "signed by an unknown authority (check ca_cert)")
 	m.MustWrite(t, "config/unproved", cred.Unverified())
 	wantError(t, m, "token/unproved", http.StatusServiceUnavailable, "certificate")
 
