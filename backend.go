@@ -13,13 +13,26 @@ import (
 
 const backendHelp = `
 The Autopay secrets engine keeps one bearer token per Autopay credential and
-serves it to those who may read it. It asks Autopay for as few tokens as
-possible: a token is replaced before it expires, and only then.
+serves it to clients that may read it. It requests as few tokens from Autopay
+as possible: it replaces a token shortly before it expires.
 
-Write a client ID and secret to config, then read token. rotate replaces the
-token now; status and metrics show its health. A NAME behind each path tells
-several credentials of one mount apart.
+Write a client ID and secret to "config", then read "token". Use "rotate" to
+replace the token immediately, and "status" or "metrics" to monitor it. To
+manage several credentials in one mount, append a name to the path, such as
+"config/NAME".
 `
+
+// # What Vault calls
+//
+// Vault calls four things. HandleRequest is for requests and, under another operation,
+// for the tick of every minute. Initialize comes after a start or unseal and blocks it,
+// Invalidate when another node has written to storage, Clean at the end of the mount.
+// Each returns at once, or as soon as the answer is there: Vault holds locks of its own
+// around all of them.
+//
+// HandleRequest and HandleExistenceCheck stand before the SDK's framework for three
+// reasons: most reads of a token are answered without it; it quotes values of the wrong
+// type, which may be secrets; and all errors become responses in one place.
 
 // backend is what Vault calls: the paths of one mount, and the callbacks of the SDK.
 type backend struct {
@@ -80,6 +93,9 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 		}
 	}
 	resp, err := b.Backend.HandleRequest(ctx, req)
+	if err != nil {
+		return respondError(err)
+	}
 	if req.Operation == logical.HelpOperation && resp != nil {
 		resp.Data["openapi"] = withPlainRefs(resp.Data["openapi"])
 	}

@@ -11,7 +11,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// The benchmarks measure the engine without Vault and gRPC. Storage and the stand-in
+// The benchmarks measure the engine without Vault and gRPC. Storage and the simulator
 // for Autopay run in the same process.
 
 // newBenchEngine is a production backend on storage that holds n credentials, name-0 and
@@ -34,11 +34,11 @@ func newBenchEngine(b *testing.B, n int, opts options) *backend {
 		name := fmt.Sprintf("name-%d", i)
 		config := newConfigEntry()
 		config.ClientID, config.ClientSecret, config.Generation = testID, testSecret, name
-		if err := e.putConfig(b.Context(), name, config); err != nil {
+		if err := e.put(b.Context(), configPrefix+name, config); err != nil {
 			b.Fatal(err)
 		}
 		entry := tokenEntry{}.withRequest(e.now()).withToken(name, answer, e.now(), e.now())
-		if err := e.putToken(b.Context(), name, entry); err != nil {
+		if err := e.put(b.Context(), tokenPrefix+name, entry); err != nil {
 			b.Fatal(err)
 		}
 		if _, s, err := e.lookup(b.Context(), name); err != nil || s == nil {
@@ -115,7 +115,7 @@ func BenchmarkFrameworkRead(b *testing.B) {
 }
 
 // BenchmarkColdRead is the first read of a credential that was stored unverified:
-// it stores the ledger, makes one exchange with the stand-in and stores the token.
+// it stores the ledger, makes one exchange with the simulator and stores the token.
 func BenchmarkColdRead(b *testing.B) {
 	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
 	b.Cleanup(sim.Close)
@@ -125,7 +125,7 @@ func BenchmarkColdRead(b *testing.B) {
 		name := fmt.Sprintf("name-%d", i)
 		config := newConfigEntry()
 		config.ClientID, config.ClientSecret, config.Generation = testID, testSecret, name
-		if err := e.putConfig(b.Context(), name, config); err != nil {
+		if err := e.put(b.Context(), configPrefix+name, config); err != nil {
 			b.Fatal(err)
 		}
 		resp, err := e.HandleRequest(b.Context(), tokenRead(name))

@@ -23,6 +23,24 @@ import (
 	"unicode"
 )
 
+// # The exchange with Autopay
+//
+// One request, one answer, no connection kept: exchanges are hours apart. What comes
+// back may come from Autopay, or from a proxy, gateway or firewall on the way, and
+// three questions are answered about it.
+//
+//   - Is there a token in it? A 2xx may have cost one, and another request may cost
+//     another. So whatever can be used safely is used: the body decides, not the media
+//     type, and fields that are only shown never stand in the way.
+//   - May it have cost a token, if there is none in it? Only a 3xx, a 4xx, a 503 and a
+//     connection that never stood certainly did not (exchangeError.noToken).
+//   - Who has to act, and when may it be tried again? That is the kind of an
+//     exchangeError. Its text says who spoke: Autopay, the proxy, or a page for people
+//     that is neither's.
+//
+// No text that this file returns quotes net/http, which quotes bytes of answers, or
+// anything of the answer but Autopay's own error and error_description, cleaned.
+
 // version is what -version prints and what Vault shows as the running version. It is
 // a variable so that a test can build the next one (-ldflags -X).
 var version = "v0.1.0"
@@ -46,8 +64,8 @@ type client struct {
 	transport http.RoundTripper // nil: a new one for each exchange
 }
 
-// exchange trades a client ID and secret for a token in one request, which it
-// never repeats. It keeps no connection, because exchanges are hours apart.
+// exchange trades a client ID and secret for a token in one request, which it never
+// repeats. It ends with ctx or after r.timeout, whichever comes first.
 func (c *client) exchange(ctx context.Context, r tokenRequest) (tokenAnswer, *exchangeError) {
 	ctx, cancel := context.WithTimeout(ctx, r.timeout)
 	defer cancel()
@@ -109,8 +127,10 @@ func newRequest(ctx context.Context, r tokenRequest) (*http.Request, error) {
 	return req, nil
 }
 
-// checkTokenURL keeps the secret off plain networks: a token URL is https, or
-// http to a loopback host only. The error names the rule and quotes nothing.
+// checkTokenURL is a rule of the config path, and is checked again before each request,
+// because a stored entry may be older than the rule. It keeps
+// the secret off plain networks: a token URL is https, or http to a loopback host
+// only. The error names the rule and quotes nothing.
 func checkTokenURL(raw string) error {
 	u, err := url.Parse(raw)
 	switch {
@@ -133,6 +153,8 @@ func checkTokenURL(raw string) error {
 	return nil
 }
 
+// loopback reports whether a host is this machine. It resolves no names: whoever
+// controls the name server could let one lead elsewhere.
 func loopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
@@ -521,7 +543,8 @@ func parseRetryAfter(header http.Header, now time.Time) time.Duration {
 	return time.Duration(math.Ceil(min(seconds, maxRetryAfter.Seconds()))) * time.Second
 }
 
-// visibleASCII reports whether s holds only ASCII characters from first to ~.
+// visibleASCII is what a header can carry, for tokens (first is !), and what storage of
+// earlier versions accepts, for scopes (first is a space). It reports whether s holds only ASCII characters from first to ~.
 func visibleASCII(s string, first byte) bool {
 	for i := range len(s) {
 		if s[i] < first || s[i] > '~' {

@@ -79,7 +79,7 @@ func TestExchangeOverRealConnections(t *testing.T) {
 		"redirect":              {good, autopaysim.Fault{Kind: autopaysim.FaultRedirect}, "a redirect, which is not followed", true},
 		"huge":                  {good, autopaysim.Fault{Kind: autopaysim.FaultHuge}, "larger than 1 MiB", false},
 	} {
-		t.Run(name, func(t *testing.T) { //nolint:paralleltest // they share the stand-in's fault
+		t.Run(name, func(t *testing.T) { //nolint:paralleltest // they share the simulator's fault
 			sim.SetFault(test.fault)
 			before := sim.Requests("")
 			c := &client{now: time.Now}

@@ -43,6 +43,21 @@ const (
 	fieldVerify           = "verify"
 )
 
+// # Settings
+//
+// configFields is the one table that the config path is made of. A request is applied
+// to a copy of the stored entry, field by field; then every rule is checked, and only
+// then is anything stored or sent. So a refused write leaves everything as it was.
+//
+// Two groups of fields have rules beyond their own. A change of what a token is issued
+// for makes a new generation, which the token in memory does not belong to. A change of
+// where the secret is sent requires the secret in the same request, because a client
+// that may only update the config must not be able to send it to a host of its own.
+//
+// Errors name the field and the rule, and never quote the value, which may be a secret
+// in the wrong place. For the same reason checkFieldTypes runs before the SDK's own
+// check of types, which does quote it, into the response and into Vault's log.
+
 // configEntry is what storage keeps at config/NAME. Numbers are whole seconds
 // unless they say otherwise; "" stands for the default.
 type configEntry struct {
@@ -65,8 +80,8 @@ type configEntry struct {
 }
 
 // A configField is a field of the config path that is stored. Schema, parsing,
-// validation, storage and reads all come from configFields, and the tests hold
-// the docs to it.
+// validation, storage and reads are all derived from configFields, and tests
+// verify that the docs match it.
 type configField struct {
 	name        string
 	description string
@@ -77,7 +92,7 @@ type configField struct {
 
 	text  func(field, value string) error // the rule for a *string
 	valid func(n int64) bool              // the rule for a number,
-	rule  string                          // and the words for it, behind "must be"
+	rule  string                          // the rule as text, to follow "must be"
 
 	// issuedFor marks what a token is issued for. A change starts a new
 	// generation, and damage in storage makes the whole entry unusable.
@@ -107,7 +122,7 @@ var configFields = []configField{
 	},
 	{
 		name:        "token_url",
-		description: `Autopay's token endpoint: https, or http to a loopback host. A change must bring client_secret with it. "" restores the default, Autopay's own.`,
+		description: `Autopay's token endpoint: https, or http to a loopback host. A change requires client_secret in the same request. "" restores the default, Autopay's own.`,
 		value:       func(c *configEntry) any { return &c.TokenURL },
 		fallback:    defaultTokenURL,
 		text:        checkURL,
@@ -124,7 +139,7 @@ var configFields = []configField{
 	},
 	{
 		name:        "ca_cert",
-		description: `PEM certificates that are the only roots trusted for token_url. A change must bring client_secret with it. "" (the default) trusts the system's roots.`,
+		description: `PEM certificates that are the only roots trusted for token_url. A change requires client_secret in the same request. "" (the default) trusts the system's roots.`,
 		value:       func(c *configEntry) any { return &c.CACert },
 		text:        checkCertificates,
 		issuedFor:   true,
@@ -132,20 +147,20 @@ var configFields = []configField{
 	},
 	{
 		name:        fieldRotationPeriod,
-		description: "How old a token may get before it is replaced: 0 (the default) for three quarters of its lifetime, or at least 5 s; never more than 90 % of its lifetime.",
+		description: "Maximum age of a token before it is replaced, at least 5s; 0 (the default) means 75% of its lifetime. Capped at 90% of its lifetime.",
 		value:       func(c *configEntry) any { return &c.RotationPeriod },
 		valid:       func(n int64) bool { return n == 0 || n >= 5 && n <= maxPeriod },
-		rule:        "0 (three quarters of the token's lifetime), or from 5 seconds to 10 years",
+		rule:        "0 (75% of the token's lifetime), or from 5 seconds to 10 years",
 	},
 	{
 		name:        fieldRotationSchedule,
-		description: `Cron expression with five fields, in UTC unless it begins with CRON_TZ=Area/City: a token is replaced at the latest scheduled time within 90 % of its lifetime; if there is none, at three quarters of it. Excludes rotation_period. "" (the default) is no schedule.`,
+		description: `Cron expression with five fields, in UTC unless it begins with CRON_TZ=Area/City. A token is replaced at the latest scheduled time within 90% of its lifetime; if there is none, at 75% of it. Excludes rotation_period. "" (the default) is no schedule.`,
 		value:       func(c *configEntry) any { return &c.RotationSchedule },
 		text:        checkSchedule,
 	},
 	{
 		name:        "request_timeout",
-		description: "Time for one whole exchange with Autopay, 1 s to 60 s; 10 s by default.",
+		description: "Time for one whole exchange with Autopay, 1 to 60 seconds; 10 by default.",
 		value:       func(c *configEntry) any { return &c.RequestTimeout },
 		fallback:    defaultRequestTimeout,
 		valid:       func(n int64) bool { return n >= 1 && n <= 60 },
@@ -198,7 +213,7 @@ func decodeConfig(data []byte) (*configEntry, error) {
 	return c, nil
 }
 
-// check holds the field in an entry to its rule.
+// check validates the field's value in an entry.
 func (f configField) check(c *configEntry) error {
 	var n int64
 	switch p := f.value(c).(type) {
@@ -319,7 +334,7 @@ func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry,
 	return next, nil
 }
 
-// chooseRotation settles between rotation_period and rotation_schedule: a request
+// chooseRotation resolves the conflict between rotation_period and rotation_schedule: a request
 // that sets one clears the other. old is the entry before the request, or nil.
 func (c *configEntry) chooseRotation(old *configEntry, data map[string]any, now time.Time) error {
 	_, period := data[fieldRotationPeriod]
@@ -383,7 +398,7 @@ func wholeNumber(value any) (int64, error) {
 	return n, nil
 }
 
-// seconds reads a duration: a number of seconds, or text such as 90m or 2d.
+// seconds accepts what Vault's own durations accept, in whole seconds. It reads a duration: a number of seconds, or text such as 90m or 2d.
 func seconds(value any) (int64, error) {
 	if n, err := wholeNumber(value); err == nil && n >= 0 {
 		return n, nil
@@ -396,6 +411,7 @@ func seconds(value any) (int64, error) {
 	return int64(d / time.Second), nil
 }
 
+// checkRequired is checkText for a field that has no default.
 func checkRequired(field, value string) error {
 	if value == "" {
 		return fmt.Errorf("%s is required and must not be empty", field)
@@ -403,6 +419,9 @@ func checkRequired(field, value string) error {
 	return checkText(field, value)
 }
 
+// checkText takes one line of printable text, and finds what files and editors add to
+// it: a newline at the end, a byte order mark, spaces that can't be seen. U+FFFD is
+// what Vault makes of bytes that are not UTF-8.
 func checkText(field, value string) error {
 	switch {
 	case len(value) > maxFieldSize:
@@ -417,6 +436,7 @@ func checkText(field, value string) error {
 	return nil
 }
 
+// notPrintable is for strings.ContainsFunc.
 func notPrintable(r rune) bool { return !unicode.IsPrint(r) }
 
 // checkURL leaves "", the default, to checkText.
@@ -427,6 +447,7 @@ func checkURL(field, value string) error {
 	return checkTokenURL(value)
 }
 
+// checkSchedule leaves "", no schedule, to checkText.
 func checkSchedule(field, value string) error {
 	if err := checkText(field, value); err != nil || value == "" {
 		return err

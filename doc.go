@@ -5,8 +5,8 @@
 // Operators store a client ID and secret at autopay/config. The engine trades
 // them for a short-lived token at Autopay, keeps the token, replaces it before
 // it expires, and serves it at autopay/token. Autopay may end the access of
-// those who ask for too many tokens, so everything here serves one aim: ask as
-// rarely as possible, never hand out a dead token, and never make a reader wait
+// those who request too many tokens, so everything here serves one aim: request as
+// few as possible, never hand out an expired token, and never make a reader wait
 // while a live one exists.
 //
 // # The rules of a token's life
@@ -21,9 +21,9 @@
 //  3. A token is refreshed before it expires, with or without readers. A timer
 //     starts the refresh when it is due; Vault's periodic call starts what the
 //     timer missed. At most 32 refreshes of a mount run at a time.
-//  4. A token is live until shortly before it expires: 30 s, or a twentieth of
-//     a short lifetime. A token that is not live is never handed out. While the
-//     process runs, no clock step and no suspended machine makes a life longer.
+//  4. A token is live until 30 s before it expires (5% of its lifetime if that is
+//     shorter). A token that is not live is never handed out. While the process
+//     runs, neither a clock step nor a suspended machine extends a token's life.
 //  5. While Autopay fails, the live token is served with a warning. Retries back
 //     off, the longer the more they may cost, and need no reader. Readers without a live token get the last error
 //     at once; they cause no request.
@@ -45,8 +45,21 @@
 //
 // Read from the bottom up: client.go is one exchange with Autopay,
 // token_entry.go and config_entry.go are what storage keeps, and snapshot.go
-// answers every question about time and state. Then credential.go and
-// renewal.go, where the concurrency is, and path_token.go, the read that
-// everything else is for. A call goes to a file of its own layer or a lower one;
-// docs/architecture.md lists the layers.
+// answers every question about time and state. Then credential.go and jobs.go,
+// where the concurrency is, and path_token.go, the read path that all other code
+// serves.
+//
+// The files form layers, from top to bottom, and each only uses files in its own
+// layer or lower ones:
+//
+//	main.go
+//	backend.go                         what Vault calls
+//	path_*.go, response.go             the API, a path each
+//	mount.go                           the credentials of one mount
+//	credential.go, jobs.go             one credential: its concurrency, its jobs
+//	storage.go, environment.go         what a credential needs of its mount
+//	snapshot.go                        a credential as readers see it
+//	token_entry.go, config_entry.go    what storage keeps
+//	schedule.go, clock.go, counters.go
+//	client.go                          the exchange with Autopay
 package main

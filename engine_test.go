@@ -31,7 +31,7 @@ const (
 // start2000 is when a bubble's time begins.
 var start2000 = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// engine is a backend under test, with its storage, its stand-in for Autopay and
+// engine is a backend under test, with its storage, its simulator of Autopay and
 // what it has logged. Inside a bubble it runs on the bubble's time.
 type engine struct {
 	*backend

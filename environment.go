@@ -23,6 +23,11 @@ const (
 
 // environment is what a credential needs of its mount: storage, client, clock, log and
 // jobs, and whether it may write. It is safe for concurrent use.
+//
+// It owns every goroutine of the engine. spawn starts one under the mount's own context,
+// and stop, which Vault calls through Clean, ends them all. Timers call spawn, so that
+// none of them outlives the mount either: Vault runs several mounts in one process, and
+// what one mount leaves behind would stay as long as another lives.
 type environment struct {
 	storage logical.Storage
 	system  logical.SystemView
@@ -34,7 +39,7 @@ type environment struct {
 	path    atomic.Pointer[string] // of the mount; requests tell it
 
 	begun     time.Time
-	refreshes chan struct{} // one element per refresh under way; who waits is served in turn
+	refreshes chan struct{} // holds an element per refresh that runs; those waiting are served in turn
 
 	mu   sync.Mutex      // guards the start of jobs against stop
 	life context.Context //nolint:containedctx // the mount's own life, which stop ends
@@ -128,6 +133,9 @@ func (env *environment) mountPath() string {
 
 // eventTimeout ends the sending of an event that Vault does not take.
 const eventTimeout = 10 * time.Second
+
+// Events are for those who want to be told instead of polling status or metrics, such
+// as an operator's dashboard. Nothing in the engine depends on them.
 
 // An event is a kind of event for Vault's event system, named as those of
 // Vault's own engines are.

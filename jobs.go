@@ -14,8 +14,20 @@ import (
 // not sent again, unless Autopay asks for more.
 const verifySpacing = 5 * time.Second
 
-// The methods below are the jobs that change a credential, and their parts. Whoever
-// calls one holds the credential's lock.
+// # The jobs
+//
+// Four jobs change a credential: renew, rotate, a config write (configure or
+// configureVerified) and remove. Each runs under the credential's lock (exclusively)
+// and begins with the snapshot that is current then, because the world may have changed
+// while it waited: another job may have obtained the token already.
+//
+// A request to Autopay always takes the same way. ask stores the ledger with the
+// request in it, sends it, and returns an entry with the token, or the error. Its
+// caller makes that the stored entry (save) and publishes it, which sets the timer. If
+// the entry can't be stored, it is served from memory and stored by a later refresh
+// (rule 9); if the ledger can't be stored, no request is sent (rule 8).
+//
+// Whoever calls one of the methods below holds the credential's lock.
 
 // renew obtains a new token if one is due, and stores what could not be
 // stored before.
@@ -112,7 +124,7 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) 
 		return s.entry, s.entry.limitedAttempt(config.TokenRequestLimit, until)
 	}
 	entry := s.entry.withRequest(sent)
-	if err := c.env.putToken(ctx, c.name, entry); err != nil {
+	if err := c.env.put(ctx, tokenPrefix+c.name, entry); err != nil {
 		if ctx.Err() != nil {
 			err = errStopped
 		}
@@ -163,7 +175,7 @@ func (c *credential) configure(ctx context.Context, s *snapshot, next *configEnt
 	if s.config != nil && *next == *s.config {
 		return nil
 	}
-	if err := c.env.putConfig(ctx, c.name, next); err != nil {
+	if err := c.env.put(ctx, configPrefix+c.name, next); err != nil {
 		c.stale() // the write may have succeeded despite the error
 		return err
 	}
@@ -183,7 +195,7 @@ func (c *credential) configureVerified(ctx context.Context, s *snapshot, next *c
 	if err != nil {
 		return err
 	}
-	if err := c.env.putConfig(ctx, c.name, next); err != nil {
+	if err := c.env.put(ctx, configPrefix+c.name, next); err != nil {
 		old := s.entry
 		old.Requests = entry.Requests // the request was sent, and counts
 		c.save(ctx, s, s.config, old)
@@ -200,7 +212,8 @@ func (c *credential) configured(args ...any) {
 	c.log().Info("credential configured", args...)
 }
 
-// verify requests a token with settings that are not stored yet. Vault's clients
+// verify requests a token with settings that are not stored yet, so that a wrong
+// secret never replaces a right one. Vault's clients
 // repeat a write that was answered with a 5xx: the same one right after a failed
 // verification is answered as before, without a request.
 func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry) (tokenEntry, error) {
@@ -229,7 +242,7 @@ func (c *credential) remove(ctx context.Context) error {
 		return err
 	}
 	for _, key := range []string{tokenPrefix + c.name, configPrefix + c.name} {
-		if err := c.env.deleteKey(ctx, key); err != nil {
+		if err := c.env.remove(ctx, key); err != nil {
 			c.stale() // the delete may have succeeded despite the error
 			return err
 		}
@@ -249,9 +262,9 @@ func (c *credential) remove(ctx context.Context) error {
 func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry, entry tokenEntry) {
 	var err error
 	if config == nil && len(entry.Requests) == 0 {
-		err = c.env.deleteKey(ctx, tokenPrefix+c.name) // nothing to keep of a refused creation
+		err = c.env.remove(ctx, tokenPrefix+c.name) // nothing to keep of a refused creation
 	} else {
-		err = c.env.putToken(ctx, c.name, entry)
+		err = c.env.put(ctx, tokenPrefix+c.name, entry)
 	}
 	readOnly := errors.Is(err, logical.ErrReadOnly)
 	if err != nil && ctx.Err() == nil {
@@ -265,7 +278,7 @@ func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry,
 
 // saveAgain stores an entry that could not be stored before.
 func (c *credential) saveAgain(ctx context.Context, s *snapshot) error {
-	if err := c.env.putToken(ctx, c.name, s.entry); err != nil {
+	if err := c.env.put(ctx, tokenPrefix+c.name, s.entry); err != nil {
 		c.log().Debug("the token entry still can't be stored", "error", err)
 		return err
 	}

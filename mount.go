@@ -12,8 +12,14 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 )
 
-// mount holds the credentials of one mount: it finds them, loads them after a
-// start, and keeps them going. It is safe for concurrent use.
+// mount holds the credentials of one mount: it finds them, loads them after a start,
+// and keeps them going. It is safe for concurrent use.
+//
+// A credential comes into memory when it is first asked for, or after a start by
+// loadAll, and stays there. Names that are not configured cost no memory, because
+// anyone whose policy ends in a wildcard can ask for any number of them. After a start
+// the first tick is a minute away, so loadAll runs at once, in the background: without
+// it, a token that falls due in that minute would be replaced late.
 type mount struct {
 	*environment
 	credentials sync.Map // name -> *credential
@@ -129,7 +135,8 @@ func (m *mount) watch() {
 	})
 }
 
-// changedElsewhere marks what another node has changed in storage to be read again.
+// changedElsewhere marks what another node has changed in storage to be read again. A
+// credential that is not in memory is counted, so that loadAll lists the names again.
 func (m *mount) changedElsewhere(key string) {
 	m.invalidations.Add(1)
 	prefix, name, _ := strings.Cut(key, "/")
@@ -180,16 +187,11 @@ func (m *mount) requested(ctx context.Context, d *framework.FieldData) (*credent
 	return m.lookup(ctx, name)
 }
 
-// lookupDamaged is lookup for callers that accept a damaged or missing credential:
-// exists reports whether one is stored, and err is a *storageError.
-func (m *mount) lookupDamaged(ctx context.Context, name string) (c *credential, exists bool, err error) {
-	c, _, err = m.lookup(ctx, name)
-	var damage *damagedError
-	switch {
-	case notConfigured(err):
-		return c, false, nil
-	case errors.As(err, &damage):
-		return c, true, nil
+// lookupAny is lookup for callers that accept a damaged or missing credential.
+func (m *mount) lookupAny(ctx context.Context, name string) (*credential, error) {
+	c, _, err := m.lookup(ctx, name)
+	if notConfigured(err) || errors.As(err, new(*damagedError)) {
+		err = nil
 	}
-	return c, err == nil, err
+	return c, err
 }

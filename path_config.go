@@ -17,16 +17,17 @@ const (
 	configSynopsis    = "Store, read and delete an Autopay credential."
 	configDescription = `
 A credential is a client ID and secret that Autopay issued. The engine trades
-them for a bearer token, which is read at token/NAME. Without a NAME, all paths
-mean the credential "default".
+them for a bearer token, which is read at token/NAME. If you omit NAME, the path
+refers to the credential named "default".
 
-A write that changes what a token is issued for is verified first: one token is
-requested with the new settings. If Autopay refuses, nothing is changed.
+If a write changes client_id, client_secret, token_url, audience or ca_cert, the
+engine first requests a token with the new settings. If that fails, nothing
+changes.
 `
 	configListSynopsis    = "List the names of the configured credentials."
 	configListDescription = `
 key_info ("vault list -detailed") has the state and expire_time of each
-credential, from memory. The secrets are not shown, here or anywhere else.
+credential, from memory. Client secrets are never returned.
 `
 )
 
@@ -152,7 +153,7 @@ func (m *mount) pathConfigListNames(
 ) (*logical.Response, error) {
 	names, err := m.storage.List(ctx, configPrefix)
 	if err != nil {
-		return respondError(&storageError{"listing credentials", err})
+		return nil, &storageError{"listing credentials", err}
 	}
 	slices.Sort(names)
 	if after := d.Get(fieldAfter).(string); after != "" {
@@ -163,11 +164,8 @@ func (m *mount) pathConfigListNames(
 	}
 	now, info := m.now(), map[string]any{}
 	for _, name := range names {
-		c := m.known(name)
-		if c == nil {
-			continue
-		}
-		if s := c.snap.Load(); s != nil && (s.config != nil || s.damage != nil) {
+		if c := m.known(name); c != nil && c.snap.Load().exists() {
+			s := c.snap.Load()
 			health := map[string]any{"state": s.state(now)}
 			if !s.entry.ExpireTime.IsZero() {
 				health["expire_time"] = formatTime(s.entry.ExpireTime)
@@ -189,8 +187,8 @@ func (m *mount) pathConfigExists(
 	if err != nil {
 		return false, nil //nolint:nilerr // the write itself answers with the reason
 	}
-	_, exists, err := m.lookupDamaged(ctx, name)
-	return exists, err
+	c, err := m.lookupAny(ctx, name)
+	return c != nil && c.snap.Load().exists(), err
 }
 
 // pathConfigRead corresponds to READ on autopay/config[/NAME].
@@ -204,7 +202,7 @@ func (m *mount) pathConfigRead(
 	case notConfigured(err):
 		return nil, nil // Vault answers with 404
 	case err != nil:
-		return respondError(err)
+		return nil, err
 	}
 	data := map[string]any{fieldSecretUpdated: timeOrNull(s.config.SecretUpdated)}
 	for _, f := range configFields {
@@ -223,9 +221,9 @@ func (m *mount) pathConfigDelete(
 ) (*logical.Response, error) {
 	name, err := requestedName(d)
 	if err != nil {
-		return respondError(err)
+		return nil, err
 	}
-	c, _, err := m.lookupDamaged(ctx, name)
+	c, err := m.lookupAny(ctx, name)
 	if c == nil && err == nil {
 		var left tokenEntry // of a creation that failed before the last restart
 		if left, err = m.getToken(ctx, name); len(left.Requests) > 0 {
@@ -235,10 +233,7 @@ func (m *mount) pathConfigDelete(
 	if c != nil && err == nil {
 		err = c.exclusively(ctx, c.remove)
 	}
-	if err != nil {
-		return respondError(err)
-	}
-	return nil, nil // 204
+	return nil, err // 204
 }
 
 // pathConfigWrite corresponds to CREATE and UPDATE on autopay/config[/NAME].
@@ -249,18 +244,18 @@ func (m *mount) pathConfigWrite(
 ) (*logical.Response, error) {
 	name, err := requestedName(d)
 	if err != nil {
-		return respondError(err)
+		return nil, err
 	}
 	if given, ok := req.Data[fieldName]; ok && given != name {
-		return respondError(&userError{"name is part of the path: write to config/NAME on this mount"})
+		return nil, &userError{"name is part of the path: write to config/NAME on this mount"}
 	}
-	c, _, err := m.lookupDamaged(ctx, name)
+	c, err := m.lookupAny(ctx, name)
 	if err != nil {
-		return respondError(err)
+		return nil, err
 	}
 	if c == nil { // a new name: a mistake must leave no trace in memory
 		if _, err := (*configEntry)(nil).changed(req.Data, m.now()); err != nil {
-			return respondError(err)
+			return nil, err
 		}
 		c = m.credential(name)
 	}
@@ -280,18 +275,19 @@ func (m *mount) pathConfigWrite(
 		return store(ctx, s, next)
 	})
 	if err != nil {
-		return respondError(err)
+		return nil, err
 	}
-	return writeResponse(scheduleWarning(c.snap.Load()), req, d), nil
+	return writeResponse(c.snap.Load(), req, d), nil
 }
 
 // writeResponse is what a write is answered with: nil, a 204, unless there is a
 // warning. An empty response keeps the framework's warning about unknown fields,
 // which nil would drop.
-func writeResponse(warning string, req *logical.Request, d *framework.FieldData) *logical.Response {
+func writeResponse(s *snapshot, req *logical.Request, d *framework.FieldData) *logical.Response {
 	resp := &logical.Response{}
-	if warning != "" {
-		resp.AddWarning(warning)
+	if gap := s.scheduleGap(); !gap.IsZero() {
+		resp.AddWarning(fmt.Sprintf("rotation_schedule has no scheduled time in the %s after %s (90%% of a token's lifetime); "+
+			"the engine will replace the token of that time at 75%% of its lifetime", s.entry.lifetime()*9/10, formatTime(gap)))
 		return resp
 	}
 	for field := range req.Data {
@@ -300,22 +296,4 @@ func writeResponse(warning string, req *logical.Request, d *framework.FieldData)
 		}
 	}
 	return nil
-}
-
-// scheduleWarning tells an operator whose rotation_schedule has gaps, as soon as
-// the lifetime of a token is known; "" if it has none.
-func scheduleWarning(s *snapshot) string {
-	if s.config == nil || s.fields == nil {
-		return ""
-	}
-	schedule := s.config.schedule()
-	if schedule == nil {
-		return ""
-	}
-	gap := scheduleGap(schedule, s.entry.LastVaultRotation, s.entry.lifetime())
-	if gap.IsZero() {
-		return ""
-	}
-	return fmt.Sprintf("rotation_schedule has no time within 90%% of the token's lifetime of %s after %s: "+
-		"a token obtained then is replaced at three quarters of its lifetime", s.entry.lifetime(), formatTime(gap))
 }

@@ -43,6 +43,10 @@ func perCredential(metric, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(metric, help, append([]string{"name"}, labels...), nil)
 }
 
+// Every gauge is computed from the snapshots when Prometheus asks, so that no gauge can
+// disagree with status. Only counters are kept (counters.go). The labels name the
+// credential and an outcome or state, never a client ID.
+
 // collector gathers a mount's metrics from what is in memory.
 type collector struct{ mount *mount }
 
@@ -56,7 +60,7 @@ func (cl collector) Collect(ch chan<- prometheus.Metric) {
 	now := cl.mount.now()
 	cl.mount.credentials.Range(func(_, v any) bool {
 		c := v.(*credential)
-		if s := c.snap.Load(); s != nil && (s.config != nil || s.damage != nil) {
+		if s := c.snap.Load(); s.exists() {
 			collect(ch, c, s, now)
 		}
 		return true

@@ -10,8 +10,9 @@ import (
 const (
 	rotateSynopsis    = "Replace the token of an Autopay credential now."
 	rotateDescription = `
-For a token that has leaked, or that Autopay refuses before it expires. A token
-younger than 60 s is kept, with a warning. A failed rotation keeps the old token.
+Use this path if a token has leaked or Autopay rejects it before it expires. A
+token that is less than 60 seconds old is not replaced; a warning says so. If the
+rotation fails, the old token remains in use.
 `
 )
 
@@ -34,7 +35,7 @@ func (m *mount) pathRotateWrite(
 ) (*logical.Response, error) {
 	c, _, err := m.requested(ctx, d)
 	if err != nil {
-		return respondError(err)
+		return nil, err
 	}
 	var (
 		warning string
@@ -50,9 +51,9 @@ func (m *mount) pathRotateWrite(
 	}
 	switch {
 	case err != nil:
-		return respondError(err)
+		return nil, err
 	case after.fields == nil: // another node has changed the settings in the meantime
-		return respondError(errStopped)
+		return nil, errStopped
 	}
 	data, _ := after.response(m.now())
 	delete(data, "access_token")

@@ -16,12 +16,15 @@ const (
 
 	readSynopsis    = "Read the bearer token of an Autopay credential."
 	readDescription = `
-The token is shared by all readers, so it has no lease. Read it again after
-ttl seconds: by then it has been replaced. ttl is not the time to its expiry;
-that is expire_time.
+The token is shared by all readers, so it has no lease. Read it again after ttl
+seconds; the engine replaces it by then. ttl is not the time to its expiry; that
+is expire_time.
 `
 )
 
+// tokenFields are the fields of the response. Their set is part of the contract:
+// consul-template sleeps until ttl because rotation_period and ttl are there and no
+// lease is, and Vault Secrets Operator restarts a deployment if any other field changes.
 func tokenFields() map[string]*framework.FieldSchema {
 	fields := rotationFields()
 	fields["access_token"] = &framework.FieldSchema{
@@ -79,7 +82,7 @@ func (m *mount) pathTokenRead(
 		if c != nil && !notConfigured(err) && !errors.Is(err, logical.ErrReadOnly) {
 			c.counters.Load().reads[readError].Add(1)
 		}
-		return respondError(err)
+		return nil, err
 	}
 	return tokenResponse(c, s, m.now()), nil
 }

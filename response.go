@@ -34,13 +34,17 @@ func respondError(err error) (*logical.Response, error) {
 	}
 }
 
+// nameField is the optional NAME behind a path. One pattern with an optional part keeps
+// ?name= in a query harmless: the empty part of the path wins. Two patterns would let
+// it step around a policy on the path.
 func nameField() *framework.FieldSchema {
 	return &framework.FieldSchema{
 		Type:        framework.TypeString,
-		Description: `Name of the credential. Without it: "default".`,
+		Description: `Name of the credential. Defaults to "default".`,
 	}
 }
 
+// okResponse is the schema of a response, for OpenAPI and the tests.
 func okResponse(fields map[string]*framework.FieldSchema) map[int][]framework.Response {
 	return map[int][]framework.Response{http.StatusOK: {{Description: "OK", Fields: fields}}}
 }
@@ -50,9 +54,9 @@ func rotationFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		"token_type":          {Type: framework.TypeString, Required: true, Description: "Always Bearer."},
 		"scope":               {Type: framework.TypeString, Required: true, Description: "What the token may be used for, as Autopay says."},
-		"expire_time":         {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honouring the token."},
+		"expire_time":         {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honoring the token."},
 		"last_vault_rotation": {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the token."},
-		"rotation_period":     {Type: framework.TypeInt64, Required: true, Description: "Seconds from this token to the next."},
+		"rotation_period":     {Type: framework.TypeInt64, Required: true, Description: "Seconds from the time this token was obtained until the engine replaces it."},
 		"ttl":                 {Type: framework.TypeInt64, Required: true, Description: "Seconds until the token is due to be replaced, at least 5. Read again then."},
 	}
 }

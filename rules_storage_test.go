@@ -150,7 +150,7 @@ func TestRule8Ledger(t *testing.T) {
 		e.storage.failOn("put", "", errors.New("disk full"))
 		for range 3600 {
 			resp, err := e.read("token")
-			if code(resp, err) != http.StatusInternalServerError || !strings.Contains(err.Error(), "storing the token entry") {
+			if code(resp, err) != http.StatusInternalServerError || !strings.Contains(err.Error(), "writing token/default to storage") {
 				t.Fatal(resp, err)
 			}
 			time.Sleep(time.Second)

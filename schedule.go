@@ -17,6 +17,14 @@ const (
 	scheduleRotations = 1000
 )
 
+// # Scheduled rotation
+//
+// A schedule says at which times of day or week a token is to be replaced. Tokens expire
+// all the same, so a schedule can only choose among the times that a token's lifetime
+// allows: the latest scheduled time within 90% of it, or, if there is none, the time
+// that would count without a schedule. Cron expressions are those of robfig/cron, which
+// Vault's SDK uses for its own rotation_schedule. They can be read forwards only.
+
 // parseSchedule reads a rotation_schedule: a cron expression with five fields, in
 // UTC unless it begins with CRON_TZ=Area/City. The error names the rule.
 func parseSchedule(text string) (*cron.SpecSchedule, error) {
@@ -46,7 +54,7 @@ func parseSchedule(text string) (*cron.SpecSchedule, error) {
 
 // scheduledRotation returns when a token with this lifetime, obtained at a time, is
 // to be replaced: at the latest scheduled time that is neither too close nor past
-// 90 % of the lifetime. It returns zero if there is none. Times before since do not
+// 90% of the lifetime. It returns zero if there is none. Times before since do not
 // count: a schedule that is set must not replace a token at once.
 func scheduledRotation(schedule cron.Schedule, obtained, since time.Time, lifetime time.Duration) time.Time {
 	first, last := obtained.Add(scheduleMinDelay), obtained.Add(lifetime*9/10)
@@ -75,9 +83,9 @@ func scheduledRotation(schedule cron.Schedule, obtained, since time.Time, lifeti
 	}
 }
 
-// scheduleGap returns the first scheduled rotation after a time that no other
-// follows within 90 % of a token's lifetime; zero if there is none in the next two years
-// or scheduleRotations.
+// scheduleGap returns the first scheduled time after from that is not followed by
+// another within 90% of lifetime. It looks at most two years or scheduleRotations
+// rotations ahead, and returns zero if it finds none.
 func scheduleGap(schedule cron.Schedule, from time.Time, lifetime time.Duration) time.Time {
 	t, end := schedule.Next(from), from.AddDate(2, 0, 0)
 	for range scheduleRotations {

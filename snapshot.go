@@ -5,6 +5,18 @@ import (
 	"time"
 )
 
+// # What readers see
+//
+// A snapshot answers every question about a credential: is the token live, is it due,
+// may a request be sent, what is wrong, how long should a reader keep it. It is derived
+// once, from settings and a token entry, and then only compared with the time. So a
+// read costs a few comparisons, and all answers of one read agree with each other.
+//
+// Three times matter. Until liveUntil the token may be handed out. At scheduled the next
+// request is wanted: by period or schedule, by the answer to the last request, or by the
+// backoff after a failure. At limitedUntil the ledger allows it. A token is due when the
+// last two have come.
+
 // snapshot is one credential as readers see it. It is immutable and is rebuilt
 // whenever anything in it changes. All its times are derived when it is built,
 // so that every question about a token is a comparison with now.
@@ -16,7 +28,7 @@ type snapshot struct {
 	unsaved     bool   // the entry is newer than the one in storage (rule 9)
 	loggedState string // the state when the snapshot was published
 
-	liveFrom     time.Time     // the token is handed out from then on; see fromFuture
+	liveFrom     time.Time     // earliest time at which the token may be served; see fromFuture
 	liveUntil    time.Time     // and until then; zero: no token
 	period       time.Duration // from this token to the next, whole seconds
 	periodReason string        // what period was taken from
@@ -65,8 +77,8 @@ const (
 	reasonRetry    = "retry"    // the last attempt failed, was not allowed, or brought the same token again
 )
 
-// rotationPeriod is how old a token may get, and why: until the operator's
-// schedule or period, or three quarters of its lifetime, and never more than 90 %.
+// rotationPeriod is the maximum age of a token, and why: until the operator's schedule
+// or period, or 75% of its lifetime, and never more than 90%.
 func rotationPeriod(config *configEntry, entry tokenEntry, now time.Time) (period time.Duration, reason string) {
 	lifetime := entry.lifetime()
 	period, reason = lifetime*3/4, reasonLifetime
@@ -103,7 +115,7 @@ func (s *snapshot) live(now time.Time) bool {
 
 // fromFuture reports that the token was obtained later than now, by more than
 // the margin: one of two clocks was wrong, so its age is unknown. It is
-// evaluated on every call, because the clocks may come to agree.
+// evaluated on every call, because the clocks may be corrected.
 func (s *snapshot) fromFuture(now time.Time) bool { return before(now, s.liveFrom) }
 
 // dueAt is when the next request is to be sent: when it is both wanted and allowed.
@@ -124,6 +136,18 @@ func (s *snapshot) wait(now time.Time) time.Duration {
 // due reports whether a request is to be sent now.
 func (s *snapshot) due(now time.Time) bool {
 	return !before(now, s.scheduled) && !before(now, s.limitedUntil) || s.fromFuture(now) && s.blocked(now) == nil
+}
+
+// exists reports that a credential is stored, usable or not. s may be nil.
+func (s *snapshot) exists() bool { return s != nil && (s.config != nil || s.damage != nil) }
+
+// scheduleGap is the first scheduled time that leaves a token of this lifetime
+// without another; zero if there is none, or as long as no lifetime is known.
+func (s *snapshot) scheduleGap() time.Time {
+	if s.fields == nil || s.config.RotationSchedule == "" {
+		return time.Time{}
+	}
+	return scheduleGap(s.config.schedule(), s.entry.LastVaultRotation, s.entry.lifetime())
 }
 
 // pending reports that no token has been requested yet under these settings.

@@ -37,7 +37,7 @@ const (
 
 // storageError is an operation of Vault's storage that failed.
 type storageError struct {
-	operation string // such as "storing the token entry"
+	operation string // such as "reading config/NAME from storage"
 	err       error
 }
 
@@ -94,12 +94,9 @@ func (env *environment) load(ctx context.Context, name string, old *snapshot) (*
 // getConfig reads a stored config: nil if there is none, a *damagedError if it
 // can't be used.
 func (env *environment) getConfig(ctx context.Context, name string) (*configEntry, error) {
-	stored, err := env.storage.Get(ctx, configPrefix+name)
-	if err != nil {
-		return nil, &storageError{"reading the credential from storage", err}
-	}
+	stored, err := env.get(ctx, configPrefix+name)
 	if stored == nil {
-		return nil, nil
+		return nil, err
 	}
 	config, err := decodeConfig(stored.Value)
 	if err != nil {
@@ -108,15 +105,12 @@ func (env *environment) getConfig(ctx context.Context, name string) (*configEntr
 	return config, nil
 }
 
-// getToken reads a stored token entry, an empty one if there is none. Damage
-// costs at most one more request, within the limit, so it is only logged.
+// getToken reads a stored token entry, an empty one if there is none. Damage costs
+// one request, within the limit, so it is only logged.
 func (env *environment) getToken(ctx context.Context, name string) (tokenEntry, error) {
-	stored, err := env.storage.Get(ctx, tokenPrefix+name)
-	if err != nil {
-		return tokenEntry{}, &storageError{"reading the token from storage", err}
-	}
+	stored, err := env.get(ctx, tokenPrefix+name)
 	if stored == nil {
-		return tokenEntry{}, nil
+		return tokenEntry{}, err
 	}
 	entry, whole := decodeToken(stored.Value, env.now())
 	if !whole {
@@ -125,29 +119,30 @@ func (env *environment) getToken(ctx context.Context, name string) (tokenEntry, 
 	return entry, nil
 }
 
-func (env *environment) putConfig(ctx context.Context, name string, config *configEntry) error {
-	return env.put(ctx, configPrefix+name, "storing the credential", config)
-}
-
-func (env *environment) putToken(ctx context.Context, name string, entry tokenEntry) error {
-	return env.put(ctx, tokenPrefix+name, "storing the token entry", entry)
-}
-
-// put stores a value. Nothing is written once the mount has been stopped. The
-// error is a *storageError, the context's, or logical.ErrReadOnly.
-func (env *environment) put(ctx context.Context, key, operation string, value any) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// get reads what storage holds at a key; nil if nothing. The error is a *storageError.
+func (env *environment) get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	stored, err := env.storage.Get(ctx, key)
+	if err != nil {
+		return nil, &storageError{"reading " + key + " from storage", err}
 	}
+	return stored, nil
+}
+
+// put stores a value. Nothing is written once the mount has been stopped. The error
+// is a *storageError, the context's, or logical.ErrReadOnly.
+func (env *environment) put(ctx context.Context, key string, value any) error {
 	stored, err := logical.StorageEntryJSON(key, value)
 	if err == nil {
-		err = env.storage.Put(ctx, stored)
+		err = ctx.Err()
 	}
-	return writeError(operation, err)
+	if err == nil {
+		err = writeError("writing "+key+" to storage", env.storage.Put(ctx, stored))
+	}
+	return err
 }
 
-// deleteKey deletes what storage keeps under a key. The error is as that of put.
-func (env *environment) deleteKey(ctx context.Context, key string) error {
+// remove deletes what storage holds at a key. The error is as that of put.
+func (env *environment) remove(ctx context.Context, key string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}

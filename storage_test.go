@@ -82,9 +82,9 @@ func TestNothingIsWrittenAfterStop(t *testing.T) {
 	writes := e.storage.writes.Load()
 	e.stop()
 	for what, err := range map[string]error{
-		"config": e.putConfig(e.life, "default", newConfigEntry()),
-		"token":  e.putToken(e.life, "default", tokenEntry{}),
-		"delete": e.deleteKey(e.life, "token/default"),
+		"config": e.environment.put(e.life, configPrefix+"default", newConfigEntry()),
+		"token":  e.environment.put(e.life, tokenPrefix+"default", tokenEntry{}),
+		"delete": e.environment.remove(e.life, "token/default"),
 	} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v", what, err)

@@ -22,6 +22,21 @@ const (
 	maxFailureCount = math.MaxInt32
 )
 
+// # The ledger and the backoff
+//
+// The ledger is the list of token requests in the last 24 hours. A request is entered
+// before it is sent, and the entry is stored, so that no crash forgets one. It is
+// struck out again if it certainly obtained no token (rule 8). Times are rounded up to
+// seconds, so that the window is never too short.
+//
+// After a failed attempt the next one waits, and the wait is stored with the failure,
+// so that a restart does not shorten it. How long depends on the kind of failure
+// (backoffs in client.go) and on the wait before it, which is doubled. Three things
+// can make it longer: Retry-After; an earlier failure, whose wait an operator's
+// attempt does not shorten; and the limit. Once half of the limit is used, attempts
+// that may cost a token are spaced so that the rest lasts for 24 hours. An outage of
+// hours would otherwise use up the limit and become one of a day.
+
 // tokenEntry is what storage keeps at token/NAME: the token, the ledger of
 // requests and the last failed attempt. It is a value: its methods return
 // changed copies and never write to their receiver.
@@ -34,11 +49,11 @@ type tokenEntry struct {
 	// before the token was requested, by the wall clock.
 	ExpireTime        time.Time `json:"expire_time,omitzero"`
 	LastVaultRotation time.Time `json:"last_vault_rotation,omitzero"`
-	// clock is a reading of both of Go's clocks when the wall clock was the one
-	// that these times count by: when the token was requested, or loaded.
+	// clock pairs the wall clock with the monotonic clock, read when the token was
+	// requested or loaded. The times above are converted with it (see anchored).
 	clock time.Time
-	// NextRotation replaces the usual schedule after Autopay has answered with
-	// the token that was already in hand.
+	// NextRotation replaces the usual schedule after Autopay has returned the
+	// token that was already there.
 	NextRotation time.Time `json:"next_rotation,omitzero"`
 	// Requests is the ledger: the times of token requests in Unix seconds,
 	// rounded up, ascending, 24 hours deep.
@@ -169,7 +184,7 @@ func (e tokenEntry) forGeneration(generation string) tokenEntry {
 	return tokenEntry{Generation: generation, Requests: e.Requests}
 }
 
-// lifetime is how long Autopay honours the token in all.
+// lifetime is how long Autopay honors the token in all.
 func (e tokenEntry) lifetime() time.Duration {
 	return e.ExpireTime.Sub(e.LastVaultRotation)
 }
@@ -278,8 +293,9 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 	e.NextRotation = time.Time{}
 	e.Failure = nil
 	if old.AccessToken != answer.accessToken {
-		// Two tokens within a second: last_vault_rotation must tell them apart,
-		// but not by so much that the new one counts as one from the future.
+		// Two tokens were issued within the same second. Shift last_vault_rotation by a
+		// second so that they differ; shift it into the past if a shift into the future
+		// would exceed the margin of life.
 		if sent.Equal(old.LastVaultRotation) {
 			apart := time.Second
 			if apart > e.margin() {

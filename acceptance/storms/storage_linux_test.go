@@ -99,7 +99,7 @@ func TestStorageRefusesWrites(t *testing.T) {
 
 	roots := strings.Repeat(harness.OtherCert(t), 40)
 	a := m.Write(t, "config", cred.Unverified("ca_cert", roots))
-	a.Want(t, "a config that can't be stored", http.StatusInternalServerError, "storing the credential")
+	a.Want(t, "a config that can't be stored", http.StatusInternalServerError, "writing config/")
 	if strings.Contains(a.Errors(), "CERTIFICATE") {
 		t.Error("the data is in the error")
 	}
@@ -153,6 +153,6 @@ func restartWith(t *testing.T, s *harness.Server, line string) {
 }
 
 // notStored is in the error of a token that can't be stored.
-const notStored = "storing the token entry"
+const notStored = "to storage"
 
 const addedLine = "# added:\n"
