@@ -200,7 +200,7 @@ func TestRotationScheduleOfConfig(t *testing.T) {
 			{map[string]any{"rotation_period": "2h"}, "", 7200, "", "period"},
 			{map[string]any{"rotation_schedule": ""}, "", 7200, "", "period"},
 			{map[string]any{"rotation_period": "23h"}, "", 82800, "", "lifetime"}, // 90 % of it are less
-			{map[string]any{"rotation_schedule": "0 20 * * *"}, "0 20 * * *", 0, "after 2000-01-01T20:00:00Z: a token obtained then is replaced at three quarters", "schedule"},
+			{map[string]any{"rotation_schedule": "0 20 * * *"}, "0 20 * * *", 0, "after 2000-01-01T20:00:00Z (90% of a token's lifetime)", "schedule"},
 			{map[string]any{"rotation_schedule": "0 23 * * *"}, "0 23 * * *", 0, "no scheduled time in the 21h36m0s after", "lifetime"},
 			{map[string]any{"rotation_schedule": "", "rotation_period": 0}, "", 0, "", "lifetime"},
 		} {
