@@ -197,6 +197,7 @@ func reply(first, rest string, pause time.Duration) func(net.Conn) {
 // attempt and no more. The exchange ends by its deadline, the connection is closed,
 // and the error quotes nothing of the answer.
 func TestExchangeWithHostileHosts(t *testing.T) {
+	t.Parallel()
 	const (
 		ok   = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
 		slow = 50 * time.Millisecond

@@ -20,6 +20,7 @@ import (
 // TestOversizedStoredEntries puts a megabyte and more where the engine reads. The
 // engine must not fall over or show what it finds, and must keep to the limit.
 func TestOversizedStoredEntries(t *testing.T) {
+	t.Parallel()
 	big := strings.Repeat("canary", 350_000)
 	good := configEntry{ClientID: testID, ClientSecret: testSecret, RequestTimeout: 10, TokenRequestLimit: 1, Generation: "g"}
 	entry := func(change func(*tokenEntry)) tokenEntry {
