@@ -93,23 +93,6 @@ func TestConfigRefusesBadFields(t *testing.T) {
 	}
 }
 
-func TestConfigCreationNeedsIDAndSecret(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	for _, missing := range []string{"client_id", "client_secret"} {
-		data := withSecret()
-		delete(data, missing)
-		resp, err := e.write("config", data)
-		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), missing+" is required") {
-			t.Errorf("without %s: %d %q", missing, code(resp, err), say(resp, err))
-		}
-	}
-	if resp, err := e.read("config"); resp != nil || err != nil {
-		t.Errorf("read before it is configured: %v %v, want a 404", resp, err)
-	}
-	e.wantRequests(0)
-}
-
 func TestConfigNames(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})

@@ -37,37 +37,6 @@ func TestTokenShape(t *testing.T) {
 	})
 }
 
-// TestTokenDiffersInTTLAlone reads one token in every state of its life.
-func TestTokenDiffersInTTLAlone(t *testing.T) {
-	t.Parallel()
-	for _, lifetime := range []time.Duration{6 * time.Second, time.Minute, time.Hour, 24 * time.Hour, 30 * 24 * time.Hour} {
-		runInBubble(t, lifetime.String(), func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{Lifetime: lifetime})
-			e.configure("default")
-			first := e.token("token")
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
-			states := map[any]bool{}
-			for range 90 { // hundredths of its life
-				got := e.token("token")
-				ttl, period := got["ttl"].(int64), got["rotation_period"].(int64)
-				if ttl < 5 || ttl > max(period, 5) {
-					t.Fatalf("ttl %d, want 5 to %d", ttl, period)
-				}
-				got["ttl"] = first["ttl"]
-				if !maps.Equal(got, first) {
-					t.Fatalf("got %v, want %v", got, first)
-				}
-				states[e.status("status")["state"]] = true
-				time.Sleep(lifetime / 100)
-				synctest.Wait()
-			}
-			if !states["ok"] || !states["degraded"] {
-				t.Errorf("states seen: %v", states)
-			}
-		})
-	}
-}
-
 func TestTokenNotConfigured(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})

@@ -244,22 +244,6 @@ func TestRule9EverySecondWriteFails(t *testing.T) {
 	})
 }
 
-// A live token in memory survives a reload after a step back.
-func TestReloadAfterAStepBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default")
-		time.Sleep(10 * time.Minute)
-		clock.set(-time.Hour)
-		e.token("token")
-		e.InvalidateKey(t.Context(), "token/default")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
-		e.token("token")
-		e.wantRequests(1)
-	})
-}
-
 // What is stored after a step can be read again.
 func TestFailureStoredAfterAStep(t *testing.T) {
 	t.Parallel()

@@ -23,14 +23,14 @@ die() {
 }
 
 # The one place that says which version this is.
-version=$(sed -n 's/^var version = "\(v[0-9][^"]*\)"$/\1/p' version.go)
-[ -n "$version" ] || die 'no line var version = "v…" in version.go'
+version=$(sed -n 's/^var version = "\(v[0-9][^"]*\)"$/\1/p' client.go)
+[ -n "$version" ] || die 'no line var version = "v…" in client.go'
 
 # A tag promises a version and a commit.
 tags=$(git tag --points-at HEAD --list 'v[0-9]*')
 changes=$(git status --porcelain)
 if [ -n "$tags" ]; then
-  [ "$tags" = "$version" ] || die "the tag of this commit is ${tags//$'\n'/ }, the version in version.go is $version"
+  [ "$tags" = "$version" ] || die "the tag of this commit is ${tags//$'\n'/ }, the version in client.go is $version"
   [ -z "$changes" ] || die "the checkout of $tags has changes of its own"
 elif [ -n "$changes" ]; then
   echo "release: the checkout has changes that are in no commit: nobody else can build this" >&2

@@ -29,7 +29,7 @@ var (
 
 // sourceVersion returns the version in the source.
 func sourceVersion() string {
-	source, err := os.ReadFile("../../version.go")
+	source, err := os.ReadFile("../../client.go")
 	if err != nil {
 		return err.Error()
 	}
@@ -200,7 +200,7 @@ func TestReleaseRefuses(t *testing.T) {
 	t.Parallel()
 	script := harness.ReadFile(t, "../../scripts/release.sh")
 	for name, test := range map[string]struct{ tag, want string }{
-		"another version": {"v9.9.9", "the tag of this commit is v9.9.9, the version in version.go is " + sourceVersion()},
+		"another version": {"v9.9.9", "the tag of this commit is v9.9.9, the version in client.go is " + sourceVersion()},
 		"changed files":   {sourceVersion(), "has changes of its own"},
 	} {
 		t.Run(name, func(t *testing.T) {
