@@ -23,7 +23,7 @@ func TestNothingIsWrittenAfterStop(t *testing.T) {
 	for what, err := range map[string]error{
 		"config": e.environment.put(e.life, configPrefix+"default", newConfigEntry()),
 		"token":  e.environment.put(e.life, tokenPrefix+"default", tokenEntry{}),
-		"delete": e.environment.remove(e.life, "token/default"),
+		"delete": e.remove(e.life, "token/default"),
 	} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v", what, err)
