@@ -107,7 +107,7 @@ func TestRule3RefreshBeforeExpiry(t *testing.T) {
 		"10 h tokens, no reader":             {10 * time.Hour, day, 0, 4},
 		"10 min tokens, a reader per second": {10 * time.Minute, day, time.Second, 100}, // and the limit is reached
 		"one hour tokens, a reader a second": {time.Hour, day, time.Second, 32},
-		"30 quiet days":                      {day, 30*day + time.Minute, time.Minute, 41},
+		"30 quiet days":                      {day, 30*day + 2*time.Minute, time.Minute, 41}, // the last one at the end of the 30th
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
