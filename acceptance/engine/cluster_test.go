@@ -24,6 +24,9 @@ func TestClusterServesOneToken(t *testing.T) {
 	want := m.Token(t, "").AccessToken
 
 	for _, node := range nodes {
+		harness.Eventually(t, harness.StartWithin, node.Name+" does not know the mount", func() bool { // a standby of OpenBao, for a moment
+			return m.On(node).Read(t, "token").Status != http.StatusNotFound
+		})
 		if got := m.On(node).Token(t, "").AccessToken; got != want {
 			t.Errorf("%s serves another token", node.Name)
 		}

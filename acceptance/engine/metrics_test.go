@@ -55,7 +55,7 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("series of a deleted credential:\n%s", text)
 	}
 	log := harness.ReadFile(t, m.Path("server.log"))
-	if strings.Contains(string(log), "an event was not sent") {
+	if strings.Contains(string(log), "an event was not sent") && !harness.OpenBao { // which has no events
 		t.Error("Vault's event system took no event")
 	}
 }

@@ -29,8 +29,8 @@ const (
 )
 
 var (
-	// As a float the number has a point after its first digit.
-	secretPattern  = regexp.MustCompile(CanarySecret + `|7\.?39184605739`)
+	secretPattern  = regexp.MustCompile(CanarySecret)
+	numberPattern  = regexp.MustCompile(`7\.?39184605739`) // as a float it has a point after its first digit
 	auditedPattern = regexp.MustCompile(CanaryAudited)
 	tokenPattern   = regexp.MustCompile(`sim\.[\w-]{8}`)
 )
@@ -39,7 +39,7 @@ var (
 func NewSecret() string { return CanarySecret + Random(16) }
 
 // FindSecrets returns where client secrets and tokens show in a text, as quotes.
-func FindSecrets(text []byte) []string { return find(text, secretPattern, tokenPattern) }
+func FindSecrets(text []byte) []string { return find(text, secretPattern, numberPattern, tokenPattern) }
 
 // find returns where any of the patterns shows in a text, as quotes.
 func find(text []byte, patterns ...*regexp.Regexp) []string {
@@ -97,7 +97,7 @@ func (w *witness) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 func (w *witness) see(what string, text []byte, tokensAllowed bool) {
-	patterns := []*regexp.Regexp{secretPattern, auditedPattern}
+	patterns := []*regexp.Regexp{secretPattern, numberPattern, auditedPattern}
 	if !tokensAllowed {
 		patterns = append(patterns, tokenPattern)
 	}
@@ -139,9 +139,13 @@ func (s *Server) Leaks() []string {
 			return err
 		}
 		patterns := []*regexp.Regexp{secretPattern, tokenPattern}
-		// Vault audits a request before the plugin sees it.
-		if filepath.Base(path) != "audit.log" {
+		// The server audits a request before the plugin sees it, and OpenBao shows numbers.
+		audit := filepath.Base(path) == "audit.log"
+		if !audit {
 			patterns = append(patterns, auditedPattern)
+		}
+		if !audit || !OpenBao {
+			patterns = append(patterns, numberPattern)
 		}
 		for _, quote := range find(text, patterns...) {
 			found = append(found, path+" holds "+quote)

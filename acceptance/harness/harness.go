@@ -29,7 +29,8 @@ const PluginName = "vault-plugin-secrets-autopay"
 
 // What a suite runs, set by Main.
 var (
-	VaultBin      string // the Vault binary
+	VaultBin      string // the Vault binary, or OpenBao's
+	OpenBao       bool   // whether it is OpenBao's
 	Dir           string // a directory of the suite's own, removed at its end
 	PluginDir     string // the plugin directory of all its servers; it holds the plugin as PluginName
 	PluginSHA     string // the plugin's SHA-256, in hex
@@ -78,6 +79,12 @@ func prepare(dir string) error {
 		return errors.New("VAULT_BIN and PLUGIN_BIN are not set: run the tests with make, which builds both")
 	}
 
+	server, err := exec.CommandContext(context.Background(), VaultBin, "version").Output()
+	if err != nil {
+		return fmt.Errorf("%s version: %w", VaultBin, err)
+	}
+	OpenBao = strings.HasPrefix(string(server), "OpenBao")
+
 	for _, variable := range os.Environ() {
 		name, _, _ := strings.Cut(variable, "=")
 		if strings.HasPrefix(name, "VAULT_") {
@@ -86,7 +93,6 @@ func prepare(dir string) error {
 	}
 
 	// A temporary directory may be a link (macOS), and Vault refuses links.
-	var err error
 	if Dir, err = filepath.EvalSymlinks(dir); err != nil {
 		return err
 	}
