@@ -48,7 +48,7 @@ dev: build sim ## the same, left running for you to try
 	@scripts/demo.sh --dev
 
 .PHONY: test
-test: build ## all tests: unit, model check, then acceptance in real Vault servers
+test: build ## all tests: unit, model, then acceptance in real Vault servers
 	@scripts/test.sh
 
 .PHONY: fresh

@@ -8,7 +8,7 @@
 #   scripts/test.sh acceptance     formats, and all of acceptance/ but kubernetes
 #
 # RUN is a regular expression that chooses tests, and TESTFLAGS has more flags for them, such as -update. MODEL_RUNS is the
-# number of random lives in the model check. VAULT_BIN=/path/to/vault chooses the server; without it scripts/vault.sh
+# number of runs of the randomized model test. VAULT_BIN=/path/to/vault chooses the server; without it scripts/vault.sh
 # builds one. The complete output is in bin/test/log/, a file of JSON for each group of tests.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -64,24 +64,23 @@ test2json() { # NAME
 
 # ---- what each suite needs
 
-stripped=(-trimpath -ldflags '-s -w')
 next_version() { # another version of the plugin, to upgrade to; harness.NextVersion is the same
   want package vault-plugin-secrets-autopay-v0.1.1 . . -buildvcs=false -ldflags '-X main.version=v0.1.1'
 }
 formats() {
   want published promtool github.com/prometheus/prometheus acceptance/consumers/prometheus \
-    github.com/prometheus/prometheus/cmd/promtool "${stripped[@]}" -tags=remove_all_sd
+    github.com/prometheus/prometheus/cmd/promtool -tags=remove_all_sd
   want tests manifests.test acceptance/consumers/manifests
   want tests prometheus.test acceptance/consumers/prometheus
 }
 consumers() {
   local consul_template=github.com/hashicorp/consul-template directory=acceptance/consumers/consultemplate
-  want published consul-template $consul_template $directory $consul_template "${stripped[@]}" -modfile=newest.mod
-  want published consul-template-wait-newest $consul_template $directory . "${stripped[@]}" -modfile=newest.mod
-  want published consul-template-wait-vault $consul_template $directory . "${stripped[@]}"
+  want published consul-template $consul_template $directory $consul_template -modfile=newest.mod
+  want published consul-template-wait-newest $consul_template $directory . -modfile=newest.mod
+  want published consul-template-wait-vault $consul_template $directory .
   if type -P terraform >/dev/null; then
     want published terraform-provider-vault github.com/hashicorp/terraform-provider-vault acceptance/consumers/terraform \
-      github.com/hashicorp/terraform-provider-vault "${stripped[@]}"
+      github.com/hashicorp/terraform-provider-vault
   fi
   want package example-go examples/go .
   if type -P javac >/dev/null; then want java example-java; fi
@@ -89,19 +88,19 @@ consumers() {
 kubernetes() {
   local servers=acceptance/kubernetes/servers external=github.com/external-secrets/external-secrets
   local auth=github.com/hashicorp/vault-plugin-auth-kubernetes
-  want published etcd go.etcd.io/etcd/server/v3 $servers go.etcd.io/etcd/server/v3 "${stripped[@]}"
-  local version=(-trimpath -ldflags '-s -w -X k8s.io/component-base/version.gitVersion=VERSION')
+  want published etcd go.etcd.io/etcd/server/v3 $servers go.etcd.io/etcd/server/v3
+  local version=(-ldflags '-s -w -X k8s.io/component-base/version.gitVersion=VERSION')
   want published kube-apiserver k8s.io/kubernetes $servers k8s.io/kubernetes/cmd/kube-apiserver "${version[@]}"
   want published kubectl k8s.io/kubernetes $servers k8s.io/kubernetes/cmd/kubectl "${version[@]}"
-  want published vault-plugin-auth-kubernetes $auth acceptance/vault $auth/cmd/vault-plugin-auth-kubernetes "${stripped[@]}"
-  want published external-secrets $external acceptance/kubernetes/externalsecrets $external "${stripped[@]}"
+  want published vault-plugin-auth-kubernetes $auth acceptance/vault $auth/cmd/vault-plugin-auth-kubernetes
+  want published external-secrets $external acceptance/kubernetes/externalsecrets $external
   want source_of external-secrets-source $external acceptance/kubernetes/externalsecrets
   # This version can't be required, because it has modules inside that are not published; but it ships the definitions of
   # its resources.
   want module external-secrets-1.3.2-source $external@v1.3.2 h1:u2J8RjlHIeF0oZCqtl92adI/uZWUwOesJIDkfql6LqQ=
 }
 
-want published gotestsum gotest.tools/gotestsum tools/test gotest.tools/gotestsum "${stripped[@]}"
+want published gotestsum gotest.tools/gotestsum tools/test gotest.tools/gotestsum
 want test2json test2json
 for suite in "$@"; do
   case $suite in
