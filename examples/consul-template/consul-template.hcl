@@ -5,8 +5,8 @@
 vault {
   address = "https://vault.example.com:8200"
 
-  # Retry forever. By default consul-template exits with code 14 after 12 retries, about 6 minutes after the token has
-  # died in a long outage.
+  # Retry forever. By default consul-template exits with code 14 after 12 retries, about 6 minutes after the token
+  # has expired in a long outage.
   retry {
     attempts = 0
   }

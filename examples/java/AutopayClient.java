@@ -13,8 +13,8 @@ import java.time.Instant;
 import java.util.regex.Pattern;
 
 /**
- * Sends requests to the Autopay APIs with the token that Vault holds. It keeps the token for ttl seconds, or while Vault
- * is away for as long as the token lives. Threads can share it.
+ * Sends requests to the Autopay APIs with the token that Vault holds. It caches the token for ttl seconds, or until it
+ * expires if Vault can't be reached. Threads can share it.
  */
 public final class AutopayClient {
     private final HttpClient http = HttpClient.newHttpClient(); // which follows no redirects
@@ -64,11 +64,11 @@ public final class AutopayClient {
         return token;
     }
 
-    // Leaves the token in hand if it fails.
+    // Keeps the current token if it fails.
     private void read(String refused) {
         try {
             String answer = vault("GET", path);
-            // A token that is refused in the first tenth of its time would be followed by one that is refused as well.
+            // If the API refuses a token in its first tenth, it would most likely refuse the next one too.
             if (field(answer, "access_token").equals(refused) && rotatePath != null
                     && Long.parseLong(field(answer, "ttl")) < 0.9 * Long.parseLong(field(answer, "rotation_period"))) {
                 vault("PUT", rotatePath);
@@ -99,7 +99,7 @@ public final class AutopayClient {
             .method(method, BodyPublishers.noBody())
             .header("X-Vault-Request", "true")
             .header("X-Vault-Token", file == null ? System.getenv("VAULT_TOKEN") : Files.readString(Path.of(file)).strip())
-            // With a live token the engine answers from memory. Otherwise it may have to ask Autopay.
+            // With a live token the engine answers from memory. Otherwise it may have to request one from Autopay.
             .timeout(Duration.ofSeconds(method.equals("GET") && Instant.now().isBefore(expires) ? 2 : 30))
             .build();
         HttpResponse<String> response = http.send(request, BodyHandlers.ofString());
@@ -109,7 +109,7 @@ public final class AutopayClient {
         return response.body();
     }
 
-    // Vault's answer is flat. If you have a JSON library, use that.
+    // Vault's response is flat. If you have a JSON library, use it.
     private static String field(String json, String name) throws IOException {
         var field = Pattern.compile("\"" + name + "\":(?:\"([^\"\\\\]+)\"|(\\d+))").matcher(json);
         if (!field.find()) {

@@ -5,8 +5,8 @@
 
 import { readFile } from 'node:fs/promises';
 
-// authorize returns a fetch that keeps the token for ttl seconds, or while Vault is away for as long as the token lives.
-// rotatePath is autopay/rotate, if the policy allows that.
+// authorize returns a fetch that caches the token for ttl seconds, or until it expires if Vault can't be reached.
+// rotatePath is autopay/rotate if the policy allows it.
 export function authorize({ path = 'autopay/token', rotatePath } = {}) {
   let held; // the answer of the last good read
   let expires = 0;
@@ -19,16 +19,16 @@ export function authorize({ path = 'autopay/token', rotatePath } = {}) {
   async function read(refused) {
     try {
       let data = await vault('GET', path);
-      // A token that is refused in the first tenth of its time would be followed by one that is refused as well.
+      // If the API refuses a token in its first tenth, it would most likely refuse the next one too.
       if (data.access_token === refused && rotatePath && data.ttl < 0.9 * data.rotation_period) {
         await vault('PUT', rotatePath);
         data = await vault('GET', path);
       }
       if (!data.access_token) throw new Error('another engine is there');
       held = data;
-      // By a second after ttl, the engine has replaced the token that was due.
+      // One second after ttl, the engine has replaced the token.
       nextRead = performance.now() + (held.ttl + 1) * 1000;
-      // The maximum is for a wrong clock on this host: Vault hands out live tokens only.
+      // The maximum is for a wrong clock on this host: Vault only returns live tokens.
       expires = Math.max(Date.parse(held.expire_time), Date.now() + (held.ttl + 1) * 1000);
     } catch (cause) {
       error = new Error(`no token at ${path} in Vault: ${cause.cause?.message ?? cause.message}`, { cause });

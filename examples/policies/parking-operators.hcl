@@ -1,5 +1,5 @@
-# One policy for all parking operators. An application reads the token that the metadata of its identity entity names:
-# operator=oslo allows autopay/token/oslo. Without that metadata it can read nothing.
+# A templated policy for all parking operators. The metadata of an application's identity entity selects the token:
+# operator=oslo allows autopay/token/oslo. Without that metadata, the application can read nothing.
 path "autopay/token/{{identity.entity.metadata.operator}}" {
   capabilities = ["read"]
 }

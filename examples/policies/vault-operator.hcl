@@ -1,4 +1,4 @@
-# The operator of the engine: can configure credentials, replace tokens and read the health, but can read no token.
+# The operator of the engine: can configure credentials, rotate tokens and read the status, but can't read tokens.
 path "autopay/config" {
   capabilities = ["create", "read", "update", "delete", "list"]
 }

@@ -6,8 +6,8 @@
 vault {
   address = "https://vault.example.com:8200"
 
-  # By default Proxy repeats a request that gets a 5xx 12 times. The application then waits a minute and gets a 500
-  # without Vault's reason.
+  # By default, Proxy repeats a request that gets a 5xx 12 times. The application then waits a minute and gets a 500
+  # without Vault's error.
   retry {
     num_retries = 2
   }
@@ -25,7 +25,7 @@ auto_auth {
   }
 }
 
-# Requests without a Vault token are sent with Proxy's own.
+# Proxy adds its own Vault token to requests without one.
 api_proxy {
   use_auto_auth_token = true
 }

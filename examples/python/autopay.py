@@ -14,7 +14,7 @@ import requests
 
 
 class AutopayAuth(requests.auth.AuthBase):
-    """Keeps the token for ttl seconds, or while Vault is away for as long as the token lives. Safe for use by threads.
+    """Caches the token for ttl seconds, or until it expires if Vault can't be reached. Safe for use by threads.
 
     vault is a client that is logged in. rotate_path is autopay/rotate, if the policy allows that.
     """
@@ -53,24 +53,24 @@ class AutopayAuth(requests.auth.AuthBase):
         return response.connection.send(request, **kwargs)
 
     def _read(self, refused=None):
-        """Leaves the token in hand if it fails."""
+        """Keeps the current token if it fails."""
         try:
             data = self._ask()
-            # A token that is refused in the first tenth of its time would be followed by one that is refused as well.
+            # If the API refuses a token in its first tenth, it would most likely refuse the next one too.
             if data["access_token"] == refused and self._rotate_path and data["ttl"] < 0.9 * data["rotation_period"]:
                 self._vault.write(self._rotate_path)
                 data = self._ask()
             expires = datetime.datetime.strptime(data["expire_time"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
-            # The maximum is for a wrong clock on this host: Vault hands out live tokens only.
+            # The maximum is for a wrong clock on this host: Vault only returns live tokens.
             self._expires = max(expires, time.time() + data["ttl"] + 1)
             self._token = data["access_token"]
-            # By a second after ttl, the engine has replaced the token that was due.
+            # One second after ttl, the engine has replaced the token.
             self._next_read = time.monotonic() + data["ttl"] + 1
         except Exception as error:
             self._error = f"no token at {self._path} in Vault: {error}"
             self._next_read = time.monotonic() + 10
 
     def _ask(self):
-        # With a live token the engine answers from memory. Without one it may have to ask Autopay.
+        # With a live token the engine answers from memory. Otherwise it may have to request one from Autopay.
         timeout = 2 if time.time() < self._expires else 30
         return self._vault.adapter.get(f"/v1/{self._path}", timeout=timeout)["data"]

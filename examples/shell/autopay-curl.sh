@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# curl with the token that Vault holds, for scripts and cron: autopay-curl.sh [OPTION…] https://api.autopay.io/…
-# It exits with a code other than 0 if Vault or the API refuses. Neither token is in the arguments of a program.
+# A wrapper of curl that adds the token from Vault, for scripts and cron jobs: autopay-curl.sh [OPTION…] https://api.autopay.io/…
+# It exits with a code other than 0 if Vault or the API refuses. Neither token is in the arguments of a program. Do not run it
+# with bash -x, which shows them.
 set -euo pipefail
 
 vault_token=${VAULT_TOKEN-$(cat "$VAULT_TOKEN_FILE")} # the file is the sink of a Vault Agent

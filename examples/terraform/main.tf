@@ -22,11 +22,11 @@ resource "vault_generic_endpoint" "credential" {
   for_each = var.client_ids
   path     = "${vault_mount.autopay.path}/config/${each.key}"
 
-  # A read shows everything but the secret. With this the provider compares the fields that a read shows, and takes the
-  # secret from its state.
+  # A read returns everything except the secret. With this, the provider compares only the fields that a read returns, and
+  # takes the secret from its state.
   ignore_absent_fields = true
 
-  # Durations are in seconds: that is how a read shows them, and "18h" would be a change at every plan.
+  # Durations are in seconds, as a read returns them: "18h" would cause a diff in every plan.
   data_json = jsonencode({
     client_id           = each.value
     client_secret       = var.client_secrets[each.key]
@@ -53,7 +53,7 @@ resource "vault_policy" "app" {
   for_each = var.client_ids
   name     = "${var.mount}-app-${each.key}"
 
-  # To a policy, token and token/default are two paths.
+  # Policies treat token and token/default as separate paths.
   policy = <<-POLICY
     path "${vault_mount.autopay.path}/token${each.key == "default" ? "" : "/${each.key}"}" {
       capabilities = ["read"]

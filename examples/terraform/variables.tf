@@ -24,7 +24,7 @@ variable "token_url" {
 variable "rotation_period" {
   type        = number
   default     = 0
-  description = "How old a token may get, in seconds. 0: three quarters of its lifetime."
+  description = "Maximum age of a token, in seconds. 0: 75% of its lifetime."
 }
 
 variable "token_request_limit" {

@@ -51,7 +51,7 @@ func (s *TokenSource) replace(refused string) bool {
 	if s.held.AccessToken == refused && time.Now().After(s.nextReplace) {
 		s.nextReplace = time.Now().Add(10 * time.Second)
 		s.read()
-		// A token that is refused in the first tenth of its time would be followed by one that is refused as well.
+		// If the API refuses a token in its first tenth, it would most likely refuse the next one too.
 		if s.held.AccessToken == refused && s.RotatePath != "" && s.held.TTL < s.held.RotationPeriod*9/10 {
 			if _, err := s.Vault.Logical().Write(s.RotatePath, nil); err == nil {
 				s.read()

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// NewTokenSource is all that most applications need: any Go SDK takes oauth2.NewClient(ctx, source). It reads the token at
-// a path such as autopay/token again when ttl has passed. It does not bridge an outage of Vault, and leaves a 401 to you.
+// NewTokenSource is all that most applications need: most Go SDKs accept oauth2.NewClient(ctx, source). It reads the token
+// at a path such as autopay/token again after ttl. It does not survive an outage of Vault, and does not handle a 401.
 func NewTokenSource(vault *api.Client, path string) oauth2.TokenSource {
 	// Not early: before its expiry here, Vault would answer with the same token again. Zero would mean 10 seconds.
 	return oauth2.ReuseTokenSourceWithExpiry(nil, reader{vault, path}, time.Nanosecond)
@@ -35,6 +35,6 @@ func (r reader) Token() (*oauth2.Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	// By a second after ttl, the engine has replaced the token.
+	// One second after ttl, the engine has replaced the token.
 	return &oauth2.Token{AccessToken: token, Expiry: time.Now().Add(time.Duration(ttl+1) * time.Second)}, nil
 }

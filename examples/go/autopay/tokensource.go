@@ -11,8 +11,8 @@ import (
 	"golang.org/x/oauth2"
 )
 
-// TokenSource is an oauth2.TokenSource. It keeps the token for ttl seconds, or while Vault is away for as long as the
-// token lives. It is safe for concurrent use.
+// TokenSource is an oauth2.TokenSource. It caches the token for ttl seconds, or until it expires if Vault can't be
+// reached. It is safe for concurrent use.
 type TokenSource struct {
 	Vault      *api.Client // logged in
 	Path       string      // autopay/token, or autopay/token/NAME
@@ -45,7 +45,7 @@ func (s *TokenSource) Token() (*oauth2.Token, error) {
 	return &oauth2.Token{AccessToken: s.held.AccessToken, TokenType: "Bearer", Expiry: s.nextRead}, nil
 }
 
-// read leaves the token in hand if it fails.
+// read keeps the current token if it fails.
 func (s *TokenSource) read() {
 	timeout := 30 * time.Second // without a live token the engine may have to ask Autopay
 	if time.Now().Before(s.held.ExpireTime) {
@@ -66,7 +66,7 @@ func (s *TokenSource) read() {
 		return
 	}
 	s.held = answer.Data
-	// By a second after ttl, the engine has replaced the token that was due.
+	// One second after ttl, the engine has replaced the token.
 	s.nextRead = time.Now().Add(time.Duration(s.held.TTL+1) * time.Second)
 	if s.held.ExpireTime.Before(s.nextRead) {
 		s.held.ExpireTime = s.nextRead // this host's clock is wrong: Vault hands out live tokens only

@@ -4,7 +4,7 @@ terraform {
   required_version = ">= 1.10"
 }
 
-# A provisioner may use ephemeral values. The CLI takes VAULT_ADDR and VAULT_TOKEN from Terraform's environment, and the
+# A provisioner can use ephemeral values. The CLI takes VAULT_ADDR and VAULT_TOKEN from Terraform's environment, and the
 # credential from standard input, so that the process list does not show it.
 resource "terraform_data" "credential" {
   for_each = var.client_ids
@@ -61,7 +61,7 @@ variable "token_url" {
 variable "rotation_period" {
   type        = number
   default     = 0
-  description = "How old a token may get, in seconds. 0: three quarters of its lifetime."
+  description = "Maximum age of a token, in seconds. 0: 75% of its lifetime."
 }
 
 variable "token_request_limit" {

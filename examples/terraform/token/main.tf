@@ -13,7 +13,7 @@ ephemeral "vault_generic_secret" "autopay" {
   path = "autopay/token"
 }
 
-# Ephemeral values may go into a provider's configuration, a write-only argument or a provisioner, as here.
+# You can pass ephemeral values to a provider's configuration, a write-only argument or a provisioner, as here.
 resource "terraform_data" "whoami" {
   provisioner "local-exec" {
     command     = "curl --fail --header @- $API_URL <<<\"Authorization: Bearer $AUTOPAY_TOKEN\""
