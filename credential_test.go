@@ -21,7 +21,7 @@ func TestFailingStorageIsLeftAlone(t *testing.T) {
 		e := configured(t)
 		synctest.Wait() // loading is over
 		e.InvalidateKey(t.Context(), "token/default")
-		e.storage.failWith(func(string, string) error { return errors.New("no quorum") })
+		e.storage.failOn("", "", errors.New("no quorum"))
 		r := e.storage.reads.Load()
 		for range 1000 {
 			e.token("token")
@@ -82,7 +82,7 @@ func TestChangeDuringARead(t *testing.T) {
 			}
 			standby.InvalidateKey(t.Context(), "token/default")
 			var once sync.Once
-			e.storage.failAfter(func(op, key string) error {
+			e.storage.after(func(op, key string) error {
 				if op == "get" && key == "token/default" {
 					once.Do(func() {
 						time.Sleep(2 * time.Minute)
@@ -122,7 +122,7 @@ func TestStorageIsReadOnceTheTokenIsDead(t *testing.T) {
 		if resp, err := standby.read("token"); !strings.Contains(say(resp, err), "no quorum") {
 			t.Errorf("got %v %v, want the error of storage", resp, err)
 		}
-		e.storage.failWith(nil)
+		e.storage.heal()
 		if got := standby.token("token")["access_token"]; got == old {
 			t.Error("a token is served within its margin")
 		}
@@ -149,32 +149,17 @@ func TestDeletedInTheMeantime(t *testing.T) {
 	})
 }
 
-// indexStorage notes an index for each write in the context, as
-// sdk/plugin/grpc_storage.go does.
-type indexStorage struct{ *spyStorage }
-
-func (s indexStorage) note(ctx context.Context) {
-	if state := logical.IndexStateFromContext(ctx); state != nil {
-		state.LocalIndex++
-	}
-}
-
-func (s indexStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	s.note(ctx)
-	return s.spyStorage.Put(ctx, entry)
-}
-
-func (s indexStorage) Delete(ctx context.Context, key string) error {
-	s.note(ctx)
-	return s.spyStorage.Delete(ctx, key)
-}
-
 // TestWritesReturnTheirIndex: Vault Enterprise answers a write with X-Vault-Index,
 // so that its client reads no older state from a performance standby.
 func TestWritesReturnTheirIndex(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
-		e.on(indexStorage{e.storage})
+		e.storage.set(func(ctx context.Context, op, _ string, do func() error) error {
+			if state := logical.IndexStateFromContext(ctx); state != nil && (op == "put" || op == "delete") {
+				state.LocalIndex++ // as sdk/plugin/grpc_storage.go does
+			}
+			return do()
+		})
 		for _, write := range []struct {
 			op   logical.Operation
 			path string
@@ -215,7 +200,7 @@ func TestReadersDoNotWaitForHangingStorage(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.InvalidateKey(t.Context(), "token/default")
-		e.storage.getTakes.Store(int64(time.Minute))
+		e.storage.slow("get", time.Minute)
 		for _, most := range []time.Duration{storageTimeout, 0} {
 			begun := time.Now()
 			var wg sync.WaitGroup
@@ -291,7 +276,7 @@ func TestChangesAreLoggedOnce(t *testing.T) {
 	})
 	runInBubble(t, "storage that stays down", func(t *testing.T) {
 		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int) bool { return n > 1 }) // after the ledger
+		e.storage.failPuts(func(n int64) bool { return n > 1 }) // after the ledger
 		e.token("token")
 		for range 10 {
 			e.minute()

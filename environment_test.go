@@ -79,7 +79,7 @@ func TestCleanDoesNotWaitForHangingStorage(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		time.Sleep(2 * time.Minute)
-		e.storage.putTakes.Store(int64(time.Minute)) // heeds no context
+		e.storage.slow("put", time.Minute) // heeds no context
 		go func() { _, _ = e.write("rotate", nil) }()
 		synctest.Wait()
 		begun := time.Now()

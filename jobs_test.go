@@ -17,7 +17,7 @@ import (
 func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int) bool { return n > 1 })
+		e.storage.failPuts(func(n int64) bool { return n > 1 })
 		e.token("token") // unsaved
 		e.storage.failOn("put", "config/", errors.New("disk full"))
 		e.sim.SetClient("second", testSecret)
@@ -26,7 +26,7 @@ func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
 				t.Fatal("the config was stored")
 			}
 		}
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.tick()
 		synctest.Wait()
 		if e.sim.Requests("") != e.status("status")["token_requests_24h"] {
@@ -66,7 +66,7 @@ func TestFailedDeleteCanBeRepeated(t *testing.T) {
 		if err == nil {
 			t.Error("no error")
 		}
-		e.storage.failWith(nil)
+		e.storage.heal()
 		_, err = e.delete("config")
 		got, _ := e.storage.Get(t.Context(), "token/default")
 		if err != nil || got != nil {
@@ -95,14 +95,14 @@ func TestFailedWritesMayHaveBeenDone(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.sim.SetClient("b", testSecret)
 			e.configure("default")
-			e.storage.failAfter(func(op, key string) error {
+			e.storage.after(func(op, key string) error {
 				if op != "get" && strings.HasPrefix(key, test.key) {
 					return errors.New("the answer is lost")
 				}
 				return nil
 			})
 			e.wantCode(http.StatusInternalServerError)(e.do(t.Context(), test.op, "config", test.data))
-			e.storage.failAfter(nil)
+			e.storage.heal()
 			resp, err := e.read(test.path)
 			if err != nil || (resp == nil) != (test.want == nil) {
 				t.Fatal(resp, err)
@@ -149,9 +149,9 @@ func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
 		e := configured(t)
 		time.Sleep(2 * time.Minute)
 		e.sim.SetFault(retryAfter(503, "3600"))
-		e.storage.failPuts(func(n int) bool { return n == 2 }) // the first is the ledger with the request
+		e.storage.failPuts(func(n int64) bool { return n == 2 }) // the first is the ledger with the request
 		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.configure("default", "request_timeout", 20, "verify", false)
 		e.minute()
 		e.restart()
@@ -197,9 +197,9 @@ func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
 		e := configured(t)
 		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
 		time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
-		e.storage.failAfter(func(string, string) error { return errors.New("the answer is lost") })
+		e.storage.after(func(string, string) error { return errors.New("the answer is lost") })
 		e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
-		e.storage.failAfter(nil)
+		e.storage.heal()
 		e.minute()
 		e.restart()
 		if used := e.status("status")["token_requests_24h"]; used != 1 {
@@ -219,7 +219,7 @@ func TestStorageErrorsAreCleaned(t *testing.T) {
 		if text := say(resp, err); strings.ContainsFunc(text, notPrintable) || len(text) > 500 {
 			t.Errorf("not fit to show: %.200q", text)
 		}
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.sim.SetFault(retryAfter(503, "3600"))
 		time.Sleep(time.Minute)
 		e.restart()

@@ -87,7 +87,7 @@ func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
 		e.storage.failOn("get", "config/", errors.New("no quorum"))
 		e.start()
 		e.minute()
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.tick()
 		time.Sleep(18*time.Hour + time.Minute)
 		e.wantRequests(2)
@@ -99,7 +99,7 @@ func TestLoadOfADeletedCredential(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		e.clean(t.Context())
-		e.storage.failAfter(func(op, _ string) error {
+		e.storage.after(func(op, _ string) error {
 			if op == "list" {
 				return e.storage.InmemStorage.Delete(t.Context(), "config/default")
 			}

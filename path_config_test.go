@@ -4,7 +4,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"github.com/hashicorp/vault/sdk/framework"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -14,6 +13,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
 
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -263,7 +264,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 func TestConfigStorageFails(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
-	e.storage.failWith(func(op, _ string) error { return errors.New(op + " does not work") })
+	e.storage.failOn("", "", errors.New("it does not work"))
 	for op, path := range map[logical.Operation]string{
 		logical.ReadOperation: "config/other", logical.UpdateOperation: "config",
 		logical.DeleteOperation: "config", logical.ListOperation: "config/",

@@ -226,7 +226,7 @@ func TestMetricsAreTheActiveNodes(t *testing.T) {
 func TestMetricsOfExchanges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
-		e.storage.putTakes.Store(int64(5 * time.Second))
+		e.storage.slow("put", 5*time.Second)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
 		e.wantCode(http.StatusServiceUnavailable)(e.write("config", withSecret()))
 		n := e.credential("default").counters.Load()

@@ -174,7 +174,7 @@ func TestConfigIsDamagedUnderAReader(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "verify", false)
 		_, _ = e.read("status")
-		e.storage.putTakes.Store(int64(time.Second))
+		e.storage.slow("put", time.Second)
 		c := e.credential("default")
 		c.lock <- struct{}{} // a job of another request
 		go func() {

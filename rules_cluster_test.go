@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -74,12 +72,7 @@ func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 					time.Sleep(time.Hour)
 					e.clean(t.Context())
 					e.view.state.Store(uint32(test.state))
-					e.storage.failWith(func(op, key string) error {
-						if op != "get" && op != "list" && slices.ContainsFunc(test.readOnly, func(p string) bool { return strings.HasPrefix(key, p) }) {
-							return errors.New(logical.ErrReadOnly.Error()) // as it crosses the plugin boundary
-						}
-						return nil
-					})
+					e.storage.readOnly(test.readOnly...)
 					e.start()
 					op, path, _ := strings.Cut(what, " ")
 					var data map[string]any
@@ -211,9 +204,9 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 		wg.Go(func() { _, _ = node.write("rotate", nil) })
 		time.Sleep(time.Second)
 		node.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-		active.storage.failOn("put", "", errors.New(logical.ErrReadOnly.Error()))
+		active.storage.readOnly("")
 		wg.Wait()
-		active.storage.failWith(nil)
+		active.storage.heal()
 		if a, b := active.token("token"), node.token("token"); a["access_token"] != b["access_token"] {
 			t.Error("a token is served that storage did not take")
 		}
@@ -258,9 +251,9 @@ func TestRule10ASecondaryLearnsOfNewSettings(t *testing.T) {
 func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int) bool { return n > 1 }) // after the ledger
+		e.storage.failPuts(func(n int64) bool { return n > 1 }) // after the ledger
 		e.token("token")
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
 		writes := e.storage.writes.Load()
 		if err := e.credential("default").refresh().wait(t.Context()); err != nil {
@@ -272,15 +265,6 @@ func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
 	})
 }
 
-// slowList answers a List after a while, with what it saw when it was called.
-type slowList struct{ *spyStorage }
-
-func (s slowList) List(ctx context.Context, prefix string) ([]string, error) {
-	names, err := s.spyStorage.List(ctx, prefix)
-	time.Sleep(time.Second)
-	return names, err
-}
-
 // TestANameConfiguredDuringALoad: on a performance secondary, the primary
 // configures a name while the names are being listed. The next periodic call
 // finds it, without a reader.
@@ -289,7 +273,13 @@ func TestANameConfiguredDuringALoad(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("first", "verify", false)
 		e.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
-		e.on(slowList{e.storage})
+		e.storage.set(func(_ context.Context, op, _ string, do func() error) error {
+			if op == "list" {
+				defer time.Sleep(time.Second) // and answers with what it saw before
+			}
+			return do()
+		})
+		e.restart()
 		time.Sleep(time.Millisecond) // the load is under way
 		first, _ := e.storage.Get(t.Context(), "config/first")
 		if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/second", Value: first.Value}); err != nil {
@@ -310,10 +300,7 @@ func TestAStandbyOfANodeThatIsAhead(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.stepClock().set(40 * time.Second)
 		e.configure("default")
-		standby := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: options{transport: e.opts.transport}}
-		standby.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-		standby.start()
-		defer standby.clean(t.Context())
+		standby := e.peer(consts.ReplicationPerformanceStandby, func(node *engine) { node.opts.now = nil })
 		passedOn := 0
 		for range 17 * 60 {
 			if resp, err := standby.read("token"); err != nil {
@@ -347,12 +334,7 @@ func TestRule10WritesBelongToTheActiveNode(t *testing.T) {
 			e.sim.SetClient("another", testSecret)
 			e.configure("old") // young: a rotate would keep it
 			node := e.peer(test.state)
-			e.storage.failWith(func(op, key string) error {
-				if op != "get" && op != "list" && strings.HasPrefix(key, test.readOnly) {
-					return errors.New(logical.ErrReadOnly.Error())
-				}
-				return nil
-			})
+			e.storage.readOnly(test.readOnly)
 			for _, path := range test.paths {
 				data := withSecret()
 				data["client_id"] = "another"

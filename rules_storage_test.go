@@ -39,7 +39,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 			token := e.token("token")["access_token"]
 			e.storage.failOn("put", prefix, errors.New("disk full"))
 			e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
-			e.storage.failWith(nil)
+			e.storage.heal()
 			e.restart()
 			if e.token("token")["access_token"] != token {
 				t.Error("another token is served")
@@ -51,7 +51,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 		e.sim.SetClient("second", testSecret)
 		e.configure("default")
 		old := e.token("token")["access_token"]
-		e.storage.failPuts(func(n int) bool { return n == 3 }) // after the ledger and the config
+		e.storage.failPuts(func(n int64) bool { return n == 3 }) // after the ledger and the config
 		if resp, err := e.write("config", map[string]any{"client_id": "second"}); err != nil || resp.IsError() {
 			t.Fatal(resp, err)
 		}
@@ -156,7 +156,7 @@ func TestRule8Ledger(t *testing.T) {
 			time.Sleep(time.Second)
 		}
 		e.wantRequests(0)
-		e.storage.failWith(nil)
+		e.storage.heal()
 		time.Sleep(time.Minute)
 		e.token("token")
 	})
@@ -194,7 +194,7 @@ func TestRule8Ledger(t *testing.T) {
 func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int) bool { return n > 1 })
+		e.storage.failPuts(func(n int64) bool { return n > 1 })
 		token := e.token("token")["access_token"]
 		for range 10 {
 			e.tick()
@@ -208,7 +208,7 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 		if e.token("token")["access_token"] != token {
 			t.Fatal("another token after an invalidation")
 		}
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.tick()
 		e.tick() // while the first stores the entry
 		synctest.Wait()
@@ -224,7 +224,7 @@ func TestRule9EverySecondWriteFails(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{BanAfter: 100})
 		e.configure("default")
-		e.storage.failPuts(func(n int) bool { return n%2 == 1 })
+		e.storage.failPuts(func(n int64) bool { return n%2 == 1 })
 		for range 10 * 24 * 60 {
 			e.token("token")
 			e.minute()
@@ -233,7 +233,7 @@ func TestRule9EverySecondWriteFails(t *testing.T) {
 		if got := e.sim.Requests(""); got < 13 || got > 15 {
 			t.Errorf("%d requests in ten days, want 14", got)
 		}
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.tick()
 		synctest.Wait()
 		token := e.token("token")["access_token"]
