@@ -215,26 +215,6 @@ func TestReadersDoNotWaitForHangingStorage(t *testing.T) {
 	})
 }
 
-// TestPausesDoNotGrowWithAStepBack: what has failed is tried again after failurePause,
-// also if the wall clock was set back meanwhile.
-func TestPausesDoNotGrowWithAStepBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default", "token_request_limit", 0)
-		e.InvalidateKey(t.Context(), "token/default")
-		e.storage.failOn("get", "", errors.New("no quorum"))
-		e.token("token")
-		clock.set(-time.Hour)
-		reads := e.storage.reads.Load()
-		time.Sleep(failurePause)
-		e.token("token")
-		if e.storage.reads.Load() == reads {
-			t.Error("storage is left alone for longer")
-		}
-	})
-}
-
 // TestAWriteWaitsNoLongerThanItsDeadline: an operator whose write waits for its turn
 // gets an answer at the end of its own deadline.
 func TestAWriteWaitsNoLongerThanItsDeadline(t *testing.T) {

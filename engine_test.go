@@ -564,12 +564,3 @@ func clockReading(wall time.Time, monotonic time.Duration) time.Time {
 	}{hasMonotonic | uint64(since1885)<<nsecShift | uint64(wall.Nanosecond()), int64(monotonic), nil}
 	return *(*time.Time)(unsafe.Pointer(&t))
 }
-
-func TestClockReading(t *testing.T) {
-	t.Parallel()
-	wall := start2000.Add(1234567 * time.Millisecond)
-	a, b := clockReading(wall, time.Minute), clockReading(wall.Add(time.Hour), 3*time.Minute)
-	if !a.Round(0).Equal(wall) || b.Round(0).Sub(a.Round(0)) != time.Hour || b.Sub(a) != 2*time.Minute {
-		t.Errorf("%s and %s: time.Time does not have the layout that this test relies on", a, b)
-	}
-}

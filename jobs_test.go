@@ -161,35 +161,6 @@ func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
 	})
 }
 
-// TestTimerIsSetAgain: the clock was ahead when the timer was set, so the timer goes
-// off too early. Nobody reads and no tick comes.
-func TestTimerIsSetAgain(t *testing.T) {
-	t.Parallel()
-	for name, dead := range map[string]bool{"with a live token": false, "without one": true} {
-		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			clock := e.stepClock()
-			e.configure("default")
-			at := 18 * time.Hour
-			if dead {
-				e.sim.SetFault(retryAfter(503, "3600"))
-				at = 24 * time.Hour // the 7th attempt has just failed
-				time.Sleep(at + time.Second)
-				e.sim.SetFault(autopaysim.Fault{})
-				at += time.Hour
-			}
-			requests := e.sim.Requests("")
-			clock.set(30 * time.Minute)
-			e.configure("default", "request_timeout", 20) // sets the timer
-			clock.set(0)
-			time.Sleep(time.Until(start2000.Add(at - time.Second)))
-			e.wantRequests(requests)
-			time.Sleep(2 * time.Second)
-			e.wantRequests(requests + 1)
-		})
-	}
-}
-
 // TestUnsentRequestIsRemovedFromTheLedger: the ledger was stored, but the answer of
 // storage was lost, so the request was not sent.
 func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {

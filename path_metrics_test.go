@@ -11,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -209,16 +208,6 @@ func TestMetricsOfADamagedCredential(t *testing.T) {
 		`autopay_token_reads_total{name="broken",outcome="error"}`: 1,
 		`autopay_token_request_limit{name="broken"}`:               -1,
 	})
-}
-
-// TestMetricsAreTheActiveNodes: those of a standby without readers would be old.
-func TestMetricsAreTheActiveNodes(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-	if _, err := e.read("metrics"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-		t.Errorf("got %v, want read-only, so that Vault passes it on", err)
-	}
 }
 
 // TestMetricsOfExchanges: the duration leaves out slow storage, and a token that came

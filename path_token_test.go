@@ -119,20 +119,6 @@ func TestSettingsChangeUnderReaders(t *testing.T) {
 	}
 }
 
-// TestDueReadStartsARefresh steps the clock past the rotation, which the timer
-// does not notice.
-func TestDueReadStartsARefresh(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default")
-		clock.set(19 * time.Hour)
-		e.token("token")
-		synctest.Wait()
-		e.wantRequests(2)
-	})
-}
-
 // TestReadsPauseOnAReadOnlyNode: a node that has found that it may not write does
 // not try again at each read of a due token.
 func TestReadsPauseOnAReadOnlyNode(t *testing.T) {

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -217,85 +216,6 @@ func TestRotateBacksOff(t *testing.T) {
 			})
 		})
 	}
-}
-
-// brake slows the requests of a hot loop down, so that a test of it ends.
-type brake struct {
-	http.RoundTripper
-	n atomic.Int64
-}
-
-func (b *brake) RoundTrip(r *http.Request) (*http.Response, error) {
-	if b.n.Add(1) > 50 {
-		select { // ends a hot loop
-		case <-time.After(time.Hour):
-		case <-r.Context().Done():
-		}
-	}
-	return b.RoundTripper.RoundTrip(r)
-}
-
-// The machine sleeps during a long wait, and Autopay can't be reached when it wakes.
-func TestWakingUpDuringABackoff(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		b := &brake{RoundTripper: e.opts.transport}
-		e.opts.transport = b
-		clock := e.stepClock()
-		e.configure("default")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
-		time.Sleep(18*time.Hour + time.Minute)
-		clock.set(10 * time.Minute)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
-		before := b.n.Load()
-		e.tick()
-		synctest.Wait()
-		time.Sleep(10 * time.Second)
-		if got := b.n.Load() - before; got > 4 {
-			t.Errorf("%d requests within 10 s of an outage", got)
-		}
-	})
-}
-
-func TestLimitAfterAStepBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default", "token_request_limit", 1)
-		time.Sleep(time.Hour)
-		clock.set(-10 * time.Hour)
-		time.Sleep(24 * time.Hour)
-		for range 60 {
-			e.minute()
-		}
-		if got := strings.Count(e.logs.String(), "allows no request now"); got > 1 {
-			t.Errorf("%d warnings in an hour", got)
-		}
-		if s := e.status("status"); s["last_error"] == "" || s["next_attempt"] == nil {
-			t.Errorf("%v", s)
-		}
-	})
-}
-
-func TestLimitAfterAStepForward(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default")
-		time.Sleep(time.Minute)
-		clock.set(20 * time.Hour)
-		if _, err := e.write("config", map[string]any{"token_request_limit": 1}); err != nil {
-			t.Fatal(err)
-		}
-		calls := e.view.calls.Load()
-		for range 60 {
-			e.minute()
-		}
-		if got := e.view.calls.Load() - calls; got > 1000 {
-			t.Errorf("%d calls back into Vault in an hour", got)
-		}
-		e.wantRequests(1)
-	})
 }
 
 // TestLostTokensStayWithinTheLimit has a gateway answer with an error after Autopay

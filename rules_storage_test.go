@@ -243,28 +243,3 @@ func TestRule9EverySecondWriteFails(t *testing.T) {
 		}
 	})
 }
-
-// What is stored after a step can be read again.
-func TestFailureStoredAfterAStep(t *testing.T) {
-	t.Parallel()
-	for _, step := range []time.Duration{10 * time.Minute, -48 * time.Hour} {
-		synctest.Test(t, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			clock := e.stepClock()
-			e.configure("default")
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
-			time.Sleep(10 * time.Minute)
-			_, _ = e.write("rotate", nil)
-			clock.set(step)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, Times: 1})
-			time.Sleep(10 * time.Second)
-			_, _ = e.write("rotate", nil)
-			e.sim.SetFault(autopaysim.Fault{})
-			e.restart()
-			_, _ = e.read("status")
-			if strings.Contains(e.logs.String(), "damaged") {
-				t.Errorf("%s: the entry that the engine wrote is damaged", step)
-			}
-		})
-	}
-}

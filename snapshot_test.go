@@ -108,15 +108,3 @@ func TestSnapshot(t *testing.T) {
 		})
 	}
 }
-
-// TestAScheduleSetByAClockAhead counts as soon as the clock is right.
-func TestAScheduleSetByAClockAhead(t *testing.T) {
-	t.Parallel()
-	config := &configEntry{
-		Generation: "g", TokenRequestLimit: 100, RotationSchedule: "0 3,15 * * *", ScheduleSince: start2000.Add(72 * time.Hour).Unix(),
-	}
-	entry := tokenEntry{Generation: "g", AccessToken: "token", LastVaultRotation: start2000, ExpireTime: start2000.Add(24 * time.Hour), clock: start2000}
-	if s := newSnapshot(config, entry, start2000.Add(time.Minute)); s.period != 15*time.Hour || s.periodReason != reasonSchedule {
-		t.Errorf("rotated after %s by %s, want 15 h by the schedule", s.period, s.periodReason)
-	}
-}

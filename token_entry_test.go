@@ -297,15 +297,3 @@ func TestAShorterWaitIsACopy(t *testing.T) {
 		t.Errorf("waits %s, the entry before waits %s", got, kept)
 	}
 }
-
-func TestFormatTime(t *testing.T) {
-	t.Parallel()
-	for at, want := range map[time.Time]string{
-		start2000: "2000-01-01T00:00:00Z",
-		start2000.Add(1).In(time.FixedZone("", 7200)): "2000-01-01T00:00:01Z",
-	} {
-		if got := formatTime(at); got != want {
-			t.Errorf("%s is %s, want %s", at, got, want)
-		}
-	}
-}
