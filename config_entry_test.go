@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"maps"
 	"net/http"
 	"slices"
@@ -161,4 +162,65 @@ func TestAnotherSpellingIsAChange(t *testing.T) {
 		}
 	})
 	e.wantRequests(1)
+}
+
+// FuzzConfigFields writes the fields of a JSON object to config, with any text in one
+// of them, over a working credential and as a new one.
+func FuzzConfigFields(f *testing.F) {
+	names := []string{"", fieldVerify}
+	for _, f := range configFields {
+		names = append(names, f.name)
+	}
+	f.Fuzz(func(t *testing.T, object string, exact bool, field uint, text string) {
+		fields, name := map[string]any{}, names[field%uint(len(names))]
+		from := json.NewDecoder(strings.NewReader(object))
+		if exact {
+			from.UseNumber()
+		}
+		if err := from.Decode(&fields); fields == nil || err != nil && name == "" {
+			t.Skip("not an object")
+		}
+		if name != "" {
+			fields[name] = text
+		}
+		for name := range fields {
+			if strings.Contains(name, testSecret) {
+				t.Skip("the name of an unknown field is shown")
+			}
+		}
+		e := configured(t)
+		token, before := e.token("token")["access_token"], e.stored("config/default")
+		for _, path := range []string{"config/new", "config/default"} {
+			resp, err := e.write(path, fields) // checks that the secret is not shown
+			status, stored := code(resp, err), e.stored(path)
+			changed := stored != "" && stored != before
+			switch {
+			case resp == nil && err == nil: // 204
+			case status == http.StatusOK && len(resp.Warnings) > 0:
+			case status != http.StatusBadRequest && status != http.StatusServiceUnavailable:
+				t.Fatalf("%s: %d %q", path, status, say(resp, err))
+			case changed || status == http.StatusBadRequest && e.stored("token/new") != "":
+				t.Errorf("%s: a %d, and storage changed", path, status)
+			}
+			if _, err := decodeConfig([]byte(stored)); changed && err != nil {
+				t.Fatalf("%s: stored, and damaged: %v", path, err)
+			}
+			verify := fields[fieldVerify]
+			if changed && (verify == nil || verify == "") && e.status("status" + strings.TrimPrefix(path, "config"))["state"] != "ok" {
+				t.Errorf("%s: stored without verification", path)
+			}
+		}
+		if resp, err := e.read("token"); err == nil && resp.IsError() || err != nil && code(resp, err) < 502 {
+			t.Errorf("afterwards a read gets %d %q", code(resp, err), say(resp, err))
+		} else if e.stored("config/default") == before && (err != nil || resp.Data["access_token"] != token) {
+			t.Errorf("the config is the same, the token is not: %v", err)
+		}
+		bare := &logical.Request{Operation: logical.ReadOperation, Path: "config", Storage: e.storage}
+		if resp, err := e.HandleRequest(t.Context(), bare); code(resp, err) != http.StatusOK {
+			t.Errorf("afterwards the config is a %d %q", code(resp, err), say(resp, err))
+		}
+		if strings.Contains(e.logs.String(), testSecret) {
+			t.Error("the log shows the secret")
+		}
+	})
 }

@@ -175,3 +175,21 @@ func TestConfigIsDamagedUnderAReader(t *testing.T) {
 		}
 	})
 }
+
+// TestHotReadAllocations limits what a hot read leaves to the garbage collector: the
+// response, its map and the values in it.
+func TestHotReadAllocations(t *testing.T) { //nolint:paralleltest // counts allocations
+	const most = 6
+	e := configured(t)
+	e.token("token")
+	req := &logical.Request{Operation: logical.ReadOperation, Path: "token", MountPoint: "autopay/"}
+	ctx := t.Context()
+	got := testing.AllocsPerRun(1000, func() {
+		if resp, err := e.HandleRequest(ctx, req); err != nil || resp == nil {
+			t.Error(resp, err)
+		}
+	})
+	if got > most {
+		t.Errorf("%.0f allocations for a read of a live token, want at most %d", got, most)
+	}
+}
