@@ -738,6 +738,7 @@ func TestBackoff(t *testing.T) {
 		refusal:     {5 * minute, 10 * minute, 15 * minute, 15 * minute},
 		unusable:    {5 * minute, 10 * minute, 20 * minute, 40 * minute, 60 * minute, 60 * minute},
 	} {
+		waits := map[time.Duration]bool{} // credentials that fail together do not come back together
 		for range 100 {
 			var wait time.Duration
 			for i, most := range want {
@@ -746,6 +747,10 @@ func TestBackoff(t *testing.T) {
 					t.Fatalf("kind %d: wait %d is %s, want %s to %s", kind, i, wait, least, most)
 				}
 			}
+			waits[wait] = true
+		}
+		if len(waits) < 90 {
+			t.Errorf("kind %d: %d different waits of 100", kind, len(waits))
 		}
 	}
 	if wait := backoffs[refusal].after(minute); wait != 5*minute {

@@ -36,43 +36,36 @@ func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
 }
 
 // TestAFailedVerificationIsNotRepeatedAtOnce: Vault's clients repeat a write that was
-// answered with a 5xx.
+// answered with a 5xx. The same write is sent again after verifySpacing, and not before
+// the end of Retry-After, and says when it may be.
 func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
-		for range 3 {
-			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_secret": "x"}))
-			time.Sleep(time.Second)
-		}
-		e.wantRequests(2)
-		e.sim.SetFault(autopaysim.Fault{})
-		if resp, err := e.write("config", map[string]any{"client_id": "unknown"}); code(resp, err) != http.StatusBadRequest { // other settings
-			t.Fatal(resp, err)
-		}
-		time.Sleep(verifySpacing)
-		e.sim.SetClient(testID, "x")
-		if resp, err := e.write("config", map[string]any{"client_secret": "x"}); err != nil || resp.IsError() {
-			t.Fatal(resp, err)
-		}
-	})
-}
-
-func TestFailedDeleteCanBeRepeated(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.storage.failOn("delete", "token/", errors.New("disk full"))
-		_, err := e.delete("config")
-		if err == nil {
-			t.Error("no error")
-		}
-		e.storage.heal()
-		_, err = e.delete("config")
-		got, _ := e.storage.Get(t.Context(), "token/default")
-		if err != nil || got != nil {
-			t.Error("token stays in storage after a 204", err)
-		}
-	})
+	t.Parallel()
+	for name, test := range map[string]struct {
+		fault autopaysim.Fault
+		wait  time.Duration
+		says  string
+	}{
+		"503":         {autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503}, verifySpacing, "the same write may be tried again at 2000-01-01T00:00:05Z"},
+		"Retry-After": {retryAfter(429, "120"), 2 * time.Minute, "nothing was changed; the same write may be tried again at 2000-01-01T00:02:00Z; to store it without"},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t)
+			e.sim.SetFault(test.fault)
+			for range test.wait / time.Second {
+				resp, err := e.write("config", map[string]any{"client_secret": "x"})
+				if e.wantCode(http.StatusServiceUnavailable)(resp, err); !strings.Contains(say(resp, err), test.says) {
+					t.Fatalf("got %q, want %q", say(resp, err), test.says)
+				}
+				time.Sleep(time.Second)
+			}
+			e.wantRequests(2)
+			e.sim.SetFault(autopaysim.Fault{})
+			e.wantCode(http.StatusBadRequest)(e.write("config", map[string]any{"client_id": "unknown"})) // other settings
+			e.sim.SetClient(testID, "x")
+			e.configure("default", "client_secret", "x")
+			e.wantRequests(4)
+		})
+	}
 }
 
 // TestFailedWritesMayHaveBeenDone loses the answer of storage: memory must show
@@ -114,18 +107,6 @@ func TestFailedWritesMayHaveBeenDone(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestDamageStaysAfterARefusedWrite: a refused creation over a damaged config does
-// not hide the damage.
-func TestDamageStaysAfterARefusedWrite(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.put("config/default", "{")
-	data := withSecret()
-	data["client_secret"] = "wrong"
-	e.wantCode(http.StatusBadRequest)(e.write("config", data))
-	e.wantCode(http.StatusInternalServerError)(e.read("status"))
 }
 
 func TestLedgerOutlivesFailedCreations(t *testing.T) {
@@ -201,59 +182,48 @@ func TestStorageErrorsAreCleaned(t *testing.T) {
 	})
 }
 
-// TestADeleteLeavesNothing: not even the ledger of a creation that failed, also after
-// a restart.
-func TestADeleteLeavesNothing(t *testing.T) {
+// TestDelete leaves nothing, not even the ledger of a creation that failed, also after
+// a restart. A delete that failed can be repeated.
+func TestDelete(t *testing.T) {
 	t.Parallel()
-	for name, restart := range map[string]bool{"at once": false, "after a restart": true} {
+	for name, test := range map[string]struct {
+		fault            autopaysim.Fault // while it is created
+		restart, failing bool
+	}{
+		"a credential":               {},
+		"a failed creation":          {autopaysim.Fault{Kind: autopaysim.FaultHang}, false, false},
+		"it after a restart":         {autopaysim.Fault{Kind: autopaysim.FaultHang}, true, false},
+		"again after one that fails": {failing: true},
+	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-			_, _ = e.write("config/x", withSecret())
-			if e.stored("token/x") == "" {
+			e.sim.SetFault(test.fault)
+			_, _ = e.write("config", withSecret())
+			if e.stored("token/default") == "" {
 				t.Error("the request is not in the ledger")
 			}
-			if restart {
+			if test.restart {
 				e.restart()
 			}
-			if resp, err := e.delete("config/x"); resp != nil || err != nil || e.stored("token/x") != "" {
-				t.Errorf("delete: %v %v; %s is left", resp, err, e.stored("token/x"))
+			if test.failing {
+				e.storage.failOn("delete", "token/", errors.New("disk full"))
+				e.wantCode(http.StatusInternalServerError)(e.delete("config"))
+				e.storage.heal()
+			}
+			for range 2 { // to delete what is not there is a 204 too
+				if resp, err := e.delete("config"); resp != nil || err != nil || e.stored("token/default")+e.stored("config/default") != "" {
+					t.Errorf("delete: %v %v; %s is left", resp, err, e.stored("token/default"))
+				}
+			}
+			e.wantCode(http.StatusBadRequest)(e.read("token"))
+			time.Sleep(48 * time.Hour)
+			e.minute()
+			e.wantRequests(1)
+			e.sim.SetFault(autopaysim.Fault{})
+			e.configure("default")
+			if used := e.status("status")["token_requests_24h"]; used != 1 {
+				t.Errorf("%v requests in the ledger after delete and creation, want 1", used)
 			}
 		})
 	}
-}
-
-// TestADamagedCredentialCanBeDeleted is what the error about it says.
-func TestADamagedCredentialCanBeDeleted(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.put("config/default", "?")
-	if resp, err := e.delete("config"); resp != nil || err != nil {
-		t.Errorf("delete: %v %v, want a 204", resp, err)
-	}
-	if resp, err := e.read("config"); resp != nil || err != nil || e.stored("config/default") != "" {
-		t.Errorf("after the delete: %v %v, want a 404", resp, err)
-	}
-}
-
-// TestAVerificationWaitsAsAutopayAsks: the same write is not sent again before the end
-// of Retry-After, and says when it may be.
-func TestAVerificationWaitsAsAutopayAsks(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(retryAfter(429, "120"))
-		want := "Autopay answered 429 Too Many Requests: temporarily_unavailable: simulated fault; nothing was changed; " +
-			"the same write may be tried again at 2000-01-01T00:02:00Z; to store it without asking Autopay, set verify=false"
-		for range 119 {
-			resp, err := e.write("config", map[string]any{"client_secret": "x"})
-			if e.wantCode(http.StatusServiceUnavailable)(resp, err); say(resp, err) != want {
-				t.Fatalf("got %q, want %q", say(resp, err), want)
-			}
-			time.Sleep(time.Second)
-		}
-		e.wantRequests(2)
-		time.Sleep(time.Second)
-		_, _ = e.write("config", map[string]any{"client_secret": "x"})
-		e.wantRequests(3)
-	})
 }

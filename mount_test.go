@@ -61,6 +61,8 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 	}
 }
 
+// TestLoadSkipsWhatCannotBeRead: one credential can't be read. The others are loaded,
+// and it is too, once it can be.
 func TestLoadSkipsWhatCannotBeRead(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
@@ -77,20 +79,9 @@ func TestLoadSkipsWhatCannotBeRead(t *testing.T) {
 		if n := strings.Count(e.logs.String(), "can't be loaded"); n != 1 {
 			t.Errorf("%d log lines, want one", n)
 		}
-	})
-}
-
-func TestLoadIsRepeatedUntilAllIsRead(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.clean(t.Context())
-		e.storage.failOn("get", "config/", errors.New("no quorum"))
-		e.start()
-		e.minute()
 		e.storage.heal()
-		e.tick()
-		time.Sleep(18*time.Hour + time.Minute)
-		e.wantRequests(2)
+		e.minute()
+		e.wantRequests(4)
 	})
 }
 

@@ -14,8 +14,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
-
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -27,11 +25,6 @@ func TestConfigUpdate(t *testing.T) {
 		token := e.token("token")["access_token"]
 
 		// A write that changes nothing that a token is issued for sends no request.
-		writes := e.storage.writes.Load()
-		e.configure("default") // as Terraform does
-		if got := e.storage.writes.Load(); got != writes {
-			t.Errorf("the same write again wrote %d entries", got-writes)
-		}
 		for _, data := range []map[string]any{
 			{"rotation_period": 3600.0},
 			{"rotation_period": "2h"},
@@ -147,11 +140,7 @@ func TestClientSecretUpdatedTime(t *testing.T) {
 		}
 		e.configure("default")
 		time.Sleep(90 * time.Minute)
-		writes := e.storage.writes.Load()
 		e.configure("default") // the same secret again
-		if got := e.storage.writes.Load(); got != writes {
-			t.Errorf("the same secret again wrote %d entries", got-writes)
-		}
 		e.configure("default", "client_id", "second", "rotation_period", "1h")
 		shown("2000-01-01T00:00:00Z")
 		_, _ = e.write("config", map[string]any{"client_secret": "wrong"}) // Autopay refuses it
@@ -164,66 +153,25 @@ func TestClientSecretUpdatedTime(t *testing.T) {
 	})
 }
 
-func TestConfigReadsAndDeletesQuoteNothing(t *testing.T) {
+// TestConfigQuotesNothing gives config paths fields that they don't take.
+func TestConfigQuotesNothing(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
-	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation, logical.ListOperation} {
-		path := "config"
-		if op == logical.ListOperation {
-			path = "config/"
-		}
-		resp, err := e.do(t.Context(), op, path, map[string]any{"client_secret": []any{testSecret}})
-		if code(resp, err) != http.StatusBadRequest {
-			t.Errorf("%s: %d %q", op, code(resp, err), say(resp, err))
-		}
+	for path, op := range map[string]logical.Operation{
+		"config": logical.ReadOperation, "config/default": logical.DeleteOperation, "config/": logical.ListOperation,
+	} {
+		e.wantCode(http.StatusBadRequest)(e.do(t.Context(), op, path, map[string]any{"client_secret": []any{testSecret}}))
 	}
-}
-
-func TestConfigUnknownFieldIsWarnedOf(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	resp, err := e.write("config", map[string]any{
-		"client_id": testID, "client_secret": testSecret, "client_secrte": map[string]any{"x": testSecret},
-	})
-	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "client_secrte") {
-		t.Errorf("got %v %v, want one warning", resp, err)
-	}
-}
-
-func TestNameInTheBodyIsRefused(t *testing.T) {
-	t.Parallel()
-	e := configured(t)
 	e.wantUnchanged(func() {
 		resp, err := e.write("config", map[string]any{"name": "oslo", "rotation_period": 3600})
 		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to config/NAME on this mount") {
-			t.Errorf("got %v %v", resp, err)
+			t.Errorf("a name in the body: %v %v", resp, err)
 		}
 	})
-}
-
-func TestConfigDelete(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		for range 2 { // to delete what is not there is a 204 too
-			if resp, err := e.delete("config"); resp != nil || err != nil {
-				t.Fatalf("delete: %v %v, want a 204", resp, err)
-			}
-		}
-		for _, prefix := range []string{configPrefix, tokenPrefix} {
-			if keys, err := e.storage.List(t.Context(), prefix); len(keys) != 0 || err != nil {
-				t.Errorf("left in storage: %v %v", keys, err)
-			}
-		}
-		e.wantCode(http.StatusBadRequest)(e.read("token"))
-		time.Sleep(48 * time.Hour)
-		e.tick()
-		synctest.Wait()
-		e.wantRequests(1)
-		e.configure("default")
-		if used := e.status("status")["token_requests_24h"]; used != 1 {
-			t.Errorf("%v requests in the ledger after delete and creation, want 1", used)
-		}
-	})
+	resp, err := e.write("config", map[string]any{"audience": "", "client_secrte": map[string]any{"x": testSecret}})
+	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "client_secrte") {
+		t.Errorf("an unknown field: %v %v, want one warning", resp, err)
+	}
 }
 
 func TestConfigDamagedInStorage(t *testing.T) {
@@ -231,6 +179,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 	for name, stored := range map[string]string{
 		"no JSON":       testSecret,
 		"truncated":     `{"client_id":"x","client_secret":"` + testSecret,
+		"nested":        strings.Repeat(`{"client_id":`, 200_000) + "1" + strings.Repeat("}", 200_000),
 		"other types":   `{"client_id":1,"client_secret":"` + testSecret + `"}`,
 		"no generation": `{"client_id":"x","client_secret":"` + testSecret + `","request_timeout":10}`,
 		"no secret":     `{"client_id":"x","request_timeout":10,"generation":"g"}`,
@@ -239,18 +188,24 @@ func TestConfigDamagedInStorage(t *testing.T) {
 			t.Parallel()
 			e := newEngine(t, autopaysim.Options{})
 			e.put("config/x", stored)
+			// Refused writes over it do not hide the damage.
+			e.wantCode(http.StatusBadRequest)(e.write("config/x", map[string]any{"request_timeout": 10}))
+			e.wantCode(http.StatusBadRequest)(e.write("config/x", map[string]any{"client_id": testID, "client_secret": "wrong"}))
 			for _, path := range []string{"config/x", "token/x", "status/x"} {
 				resp, err := e.read(path)
 				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(say(resp, err), "write it again with client_id and client_secret, or delete it") {
 					t.Errorf("%s: %d %q", path, code(resp, err), say(resp, err))
 				}
 			}
-			resp, err := e.write("config/x", map[string]any{"request_timeout": 10})
-			if code(resp, err) != http.StatusBadRequest {
-				t.Errorf("a partial write over it: %d %q, want a 400", code(resp, err), say(resp, err))
-			}
+			e.metricsHold("damaged", map[string]float64{
+				`autopay_credential_state{name="x",state="failing"}`: 1, `autopay_token_reads_total{name="x",outcome="error"}`: 1, `autopay_token_request_limit{name="x"}`: -1,
+			})
 			e.configure("x")
 			e.token("token/x")
+			e.put("config/y", stored)
+			if resp, err := e.delete("config/y"); resp != nil || err != nil || e.stored("config/y") != "" {
+				t.Errorf("delete: %v %v, want a 204", resp, err)
+			}
 		})
 	}
 }
@@ -316,18 +271,6 @@ func TestRequestTimeoutIsUsed(t *testing.T) {
 			t.Errorf("the exchange took %s, want 3 s", took)
 		}
 	})
-}
-
-// TestSecretsAreMarkedSensitive, so that Vault's UI and its OpenAPI document know.
-func TestSecretsAreMarkedSensitive(t *testing.T) {
-	t.Parallel()
-	for name, field := range map[string]*framework.FieldSchema{
-		"client_secret": configSchema()[fieldClientSecret], "access_token": tokenFields()["access_token"],
-	} {
-		if field.DisplayAttrs == nil || !field.DisplayAttrs.Sensitive {
-			t.Errorf("%s is not marked sensitive", name)
-		}
-	}
 }
 
 // TestTheSameWriteChangesNothing: Terraform writes every field at each apply, and null

@@ -186,30 +186,6 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// TestMetricsOfUnknownNames: a read or a refused write starts no series.
-func TestMetricsOfUnknownNames(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.wantCode(http.StatusBadRequest)(e.read("token/nobody"))
-	e.wantCode(http.StatusBadRequest)(e.write("config/refused", map[string]any{"client_id": testID, "client_secret": "wrong"}))
-	if got := e.scrape(); len(got) != 1 {
-		t.Errorf("series of names that are not configured: %v", got)
-	}
-}
-
-// TestMetricsOfADamagedCredential: it counts as failing.
-func TestMetricsOfADamagedCredential(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.put("config/broken", "?")
-	e.wantCode(http.StatusInternalServerError)(e.read("token/broken"))
-	e.metricsHold("damaged", map[string]float64{
-		`autopay_credential_state{name="broken",state="failing"}`:  1,
-		`autopay_token_reads_total{name="broken",outcome="error"}`: 1,
-		`autopay_token_request_limit{name="broken"}`:               -1,
-	})
-}
-
 // TestMetricsOfExchanges: the duration leaves out slow storage, and a token that came
 // too late is no success.
 func TestMetricsOfExchanges(t *testing.T) {

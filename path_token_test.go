@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -37,30 +35,6 @@ func TestTokenShape(t *testing.T) {
 	})
 }
 
-func TestTokenNotConfigured(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	for path, says := range map[string]string{
-		"token":      "this credential is not configured; first write client_id and client_secret to config on this mount",
-		"token/oslo": "write client_id and client_secret to config/oslo on this mount",
-	} {
-		if resp, err := e.read(path); code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), says) {
-			t.Errorf("%s: %d %q", path, code(resp, err), say(resp, err))
-		}
-	}
-	e.wantCode(http.StatusBadRequest)(e.write("rotate", nil))
-	if resp, err := e.read("status"); resp != nil || err != nil {
-		t.Errorf("status: %v %v, want a 404", resp, err)
-	}
-	// An unknown name costs no write and no memory.
-	for range 1000 {
-		_, _ = e.read("token/oslo")
-	}
-	if e.held() != 0 || e.storage.writes.Load() != 0 {
-		t.Errorf("%d credentials in memory, %d writes", e.held(), e.storage.writes.Load())
-	}
-}
-
 func TestTokenQueryNameIsHarmless(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
@@ -74,30 +48,6 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "colour") {
 		t.Errorf("token?colour=other: %v %v, want a warning about colour", resp, err)
 	}
-}
-
-func TestTheSameTokenAgainChangesNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		first := e.token("token")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken, ExpiresIn: json.RawMessage("86400")})
-		time.Sleep(18*time.Hour + time.Second) // 6 h of life are left
-		e.wantRequests(2)
-		got := e.token("token")
-		if got["ttl"] != int64(3*3600-1) {
-			t.Errorf("ttl %v, want half the remaining life", got["ttl"])
-		}
-		got["ttl"] = first["ttl"]
-		if !maps.Equal(got, first) {
-			t.Errorf("got %v, want %v", got, first)
-		}
-		time.Sleep(3 * time.Hour)
-		e.wantRequests(3)
-		resp, err := e.write("rotate", nil)
-		if err != nil || len(resp.Warnings) != 1 {
-			t.Errorf("rotate: %v %v, want a warning that the token is the same", resp, err)
-		}
-	})
 }
 
 func TestSettingsChangeUnderReaders(t *testing.T) {

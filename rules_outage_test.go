@@ -218,45 +218,6 @@ func TestRotateBacksOff(t *testing.T) {
 	}
 }
 
-// TestLostTokensStayWithinTheLimit has a gateway answer with an error after Autopay
-// has issued a token, for a day.
-func TestLostTokensStayWithinTheLimit(t *testing.T) {
-	t.Parallel()
-	const limit = 20
-	for _, status := range []int{500, 502, 504} {
-		runInBubble(t, fmt.Sprint(status), func(t *testing.T) {
-			e := configured(t, "token_request_limit", limit)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultLost, Status: status})
-			time.Sleep(18 * time.Hour)
-			before := e.sim.Issued("")
-			for range 24 * 60 {
-				e.minute()
-			}
-			issued, used := e.sim.Issued("")-before, e.status("status")["token_requests_24h"].(int)
-			if issued > limit || used > limit || issued < limit/2 {
-				t.Errorf("%d tokens issued, %d in the ledger, the limit is %d", issued, used, limit)
-			}
-		})
-	}
-}
-
-// TestRefusalsOfAWeek: nobody looks at a credential that Autopay refuses.
-func TestRefusalsOfAWeek(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetClient(testID, "another")
-		for day := range 7 {
-			before := e.sim.Requests("")
-			for range 24 * 60 {
-				e.minute()
-			}
-			if n := e.sim.Requests("") - before; n > 100 || day > 0 && n < 90 {
-				t.Errorf("%d requests on day %d, want 96 or so", n, day)
-			}
-		}
-	})
-}
-
 // TestBackoffAfterTheSameToken: Autopay answers with the same token again, and then
 // not at all. The backoff counts, and not the time at which the same token was due.
 func TestBackoffAfterTheSameToken(t *testing.T) {

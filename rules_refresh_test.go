@@ -154,19 +154,6 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 			t.Errorf("the tick took %s", took)
 		}
 	})
-	runInBubble(t, "a limited number of refreshes run at a time", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		for i := range 60 {
-			e.configure(fmt.Sprintf("n%d", i), "verify", false)
-		}
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
-		e.tick()
-		synctest.Wait()
-		e.wantRequests(32)
-		time.Sleep(5 * time.Second)
-		synctest.Wait()
-		e.wantRequests(60)
-	})
 	runInBubble(t, "it does nothing on a mount that is being disabled", func(t *testing.T) {
 		e := configured(t, "verify", false)
 		e.view.tainted.Store(true)
@@ -234,19 +221,6 @@ func TestManyColdCredentials(t *testing.T) {
 		if most := e.sim.Stats().MaxInFlight; most != maxRefreshes {
 			t.Errorf("%d exchanges at a time, want %d", most, maxRefreshes)
 		}
-	})
-}
-
-// Several tokens within a second, short lives.
-func TestManyTokensInASecond(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		clients := map[string]string{"a": "s", "b": "s", "c": "s", "d": "s", "e": "s"}
-		e := newEngine(t, autopaysim.Options{Lifetime: time.Minute, Clients: clients})
-		for id := range clients {
-			e.configure("default", "client_id", id, "client_secret", "s")
-		}
-		e.token("token")
-		e.wantRequests(5)
 	})
 }
 

@@ -219,27 +219,3 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 		e.wantRequests(1)
 	})
 }
-
-func TestRule9EverySecondWriteFails(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{BanAfter: 100})
-		e.configure("default")
-		e.storage.failPuts(func(n int64) bool { return n%2 == 1 })
-		for range 10 * 24 * 60 {
-			e.token("token")
-			e.minute()
-		}
-		// A due request waits a second if its ledger can't be stored.
-		if got := e.sim.Requests(""); got < 13 || got > 15 {
-			t.Errorf("%d requests in ten days, want 14", got)
-		}
-		e.storage.heal()
-		e.tick()
-		synctest.Wait()
-		token := e.token("token")["access_token"]
-		e.restart()
-		if e.token("token")["access_token"] != token {
-			t.Error("another token after storage has recovered and a restart")
-		}
-	})
-}

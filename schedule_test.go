@@ -58,28 +58,20 @@ func TestScheduledRotation(t *testing.T) {
 		lifetime           time.Duration
 		want               string // "": none
 	}{
-		"the latest of two":                 {"0 3,15 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T03:00:00Z"},
-		"the later one is in reach":         {"0 3,12 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T12:00:00Z"},
-		"exactly at 90 % of the lifetime":   {"36 13 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T13:36:00Z"},
-		"a minute past it":                  {"37 13 * * *", "2026-01-05T16:00:00Z", day, ""},
-		"exactly 5 s away":                  {"0 16 * * *", "2026-01-05T15:59:55Z", day, "2026-01-05T16:00:00Z"},
-		"4 s away":                          {"0 16 * * *", "2026-01-05T15:59:56Z", day, ""},
-		"a gap at the weekend":              {"0 3,15 * * mon-fri", "2026-01-09T15:00:02Z", day, ""},
-		"every minute of ten years":         {"* * * * *", "2026-01-05T16:00:00Z", maxLifetime * time.Second, "2035-01-03T16:00:00Z"},
-		"once in ten years":                 {"0 0 29 2 *", "2026-01-05T16:00:00Z", maxLifetime * time.Second, "2032-02-29T00:00:00Z"},
-		"a lifetime of seconds":             {"* * * * *", "2026-01-05T16:00:50Z", 20 * time.Second, "2026-01-05T16:01:00Z"},
-		"a lifetime below the shortest":     {"* * * * *", "2026-01-05T16:00:55Z", 5 * time.Second, ""},
-		"in winter time":                    {"CRON_TZ=Europe/Oslo 0 3 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T02:00:00Z"},
-		"in summer time":                    {"CRON_TZ=Europe/Oslo 0 3 * * *", "2026-07-05T16:00:00Z", day, "2026-07-06T01:00:00Z"},
-		"a time that the clock skips":       {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-03-28T16:00:00Z", day, ""},
-		"and the other one of that day":     {"CRON_TZ=Europe/Oslo 30 2,14 * * *", "2026-03-28T16:00:00Z", day, "2026-03-29T12:30:00Z"},
-		"a time that comes twice":           {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-10-24T16:00:00Z", day, "2026-10-25T01:30:00Z"}, // the second
-		"the second of it is out of reach":  {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-10-24T16:00:00Z", 10 * time.Hour, "2026-10-25T00:30:00Z"},
-		"between the two":                   {"CRON_TZ=Europe/Oslo 30 2 * * *", "2026-10-25T00:40:00Z", day, "2026-10-25T01:30:00Z"},
-		"a zone with an offset of minutes":  {"CRON_TZ=Asia/Kathmandu 0 3 * * *", "2026-01-05T16:00:00Z", day, "2026-01-05T21:15:00Z"},
-		"the first of the month, in reach":  {"0 0 1 * *", "2026-01-31T20:00:00Z", day, "2026-02-01T00:00:00Z"},
-		"the first of the month, far away":  {"0 0 1 * *", "2026-01-05T20:00:00Z", day, ""},
-		"day of month or weekday, as usual": {"0 3 13 * fri", "2026-01-08T20:00:00Z", day, "2026-01-09T03:00:00Z"},
+		"the latest of two":                {"0 3,15 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T03:00:00Z"},
+		"the later one is in reach":        {"0 3,12 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T12:00:00Z"},
+		"exactly at 90 % of the lifetime":  {"36 13 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T13:36:00Z"},
+		"a minute past it":                 {"37 13 * * *", "2026-01-05T16:00:00Z", day, ""},
+		"exactly 5 s away":                 {"0 16 * * *", "2026-01-05T15:59:55Z", day, "2026-01-05T16:00:00Z"},
+		"4 s away":                         {"0 16 * * *", "2026-01-05T15:59:56Z", day, ""},
+		"a gap at the weekend":             {"0 3,15 * * mon-fri", "2026-01-09T15:00:02Z", day, ""},
+		"every minute of ten years":        {"* * * * *", "2026-01-05T16:00:00Z", maxLifetime * time.Second, "2035-01-03T16:00:00Z"},
+		"once in ten years":                {"0 0 29 2 *", "2026-01-05T16:00:00Z", maxLifetime * time.Second, "2032-02-29T00:00:00Z"},
+		"a lifetime of seconds":            {"* * * * *", "2026-01-05T16:00:50Z", 20 * time.Second, "2026-01-05T16:01:00Z"},
+		"a lifetime below the shortest":    {"* * * * *", "2026-01-05T16:00:55Z", 5 * time.Second, ""},
+		"in winter time":                   {"CRON_TZ=Europe/Oslo 0 3 * * *", "2026-01-05T16:00:00Z", day, "2026-01-06T02:00:00Z"},
+		"in summer time":                   {"CRON_TZ=Europe/Oslo 0 3 * * *", "2026-07-05T16:00:00Z", day, "2026-07-06T01:00:00Z"},
+		"the first of the month, far away": {"0 0 1 * *", "2026-01-05T20:00:00Z", day, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

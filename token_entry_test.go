@@ -276,18 +276,6 @@ func TestWithFailedExchange(t *testing.T) {
 	}
 }
 
-// TestBackoffHasJitter: credentials that fail together do not come back together.
-func TestBackoffHasJitter(t *testing.T) {
-	t.Parallel()
-	waits := map[time.Duration]bool{}
-	for range 100 {
-		waits[backoffs[outage].after(time.Minute)] = true
-	}
-	if len(waits) < 90 {
-		t.Errorf("%d different waits of 100", len(waits))
-	}
-}
-
 // TestAShorterWaitIsACopy: readers hold the entry that it was made from.
 func TestAShorterWaitIsACopy(t *testing.T) {
 	t.Parallel()
