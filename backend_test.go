@@ -16,7 +16,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -189,88 +188,39 @@ func onHeap(t *testing.T, backwards []byte) int {
 	return bytes.Count(heap, backwards)
 }
 
-// The benchmarks measure the engine without Vault and gRPC. Storage and the simulator
-// for Autopay run in the same process.
-
-// newBenchEngine is a production backend on storage that holds n credentials, name-0 and
-// up, with a fresh token each.
-func newBenchEngine(b *testing.B, n int, opts options) *backend {
-	b.Helper()
-	storage := &logical.InmemStorage{}
-	e, err := newBackend(b.Context(), &logical.BackendConfig{
-		StorageView: storage,
-		System:      &logical.StaticSystemView{},
-		Logger:      hclog.NewNullLogger(),
-		BackendUUID: "uuid",
-	}, opts)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { e.clean(b.Context()) })
-	answer := tokenAnswer{accessToken: "sim.GJShAp42qlzzLv2WGm2AtfOGvJW-FtOUDEDje7Tmf2g", scope: "customer_club", lifetime: 24 * time.Hour}
-	for i := range n {
-		name := fmt.Sprintf("name-%d", i)
-		config := newConfigEntry()
-		config.ClientID, config.ClientSecret, config.Generation = testID, testSecret, name
-		if err := e.putConfig(b.Context(), name, config); err != nil {
-			b.Fatal(err)
-		}
-		entry := tokenEntry{}.withRequest(e.now()).withToken(name, answer, e.now(), e.now())
-		if err := e.putToken(b.Context(), name, entry); err != nil {
-			b.Fatal(err)
-		}
-		if _, s, err := e.lookup(b.Context(), name); err != nil || s == nil {
-			b.Fatal(s, err)
-		}
-	}
-	return e
-}
-
-func tokenRead(name string) *logical.Request {
-	return &logical.Request{Operation: logical.ReadOperation, Path: "token/" + name, MountPoint: "autopay/"}
-}
-
-// mustAnswer fails the benchmark unless a read was answered with a token. It does
-// not call b.Helper, which takes as long as the read.
-func mustAnswer(b *testing.B, resp *logical.Response, err error) { //nolint:thelper // see above
-	if err != nil || resp == nil || resp.Data["access_token"] == nil {
-		b.Fatalf("no token: %v, %v", resp, err)
-	}
-}
-
-// BenchmarkHotRead is a read of a live token that is not due.
-func BenchmarkHotRead(b *testing.B) {
-	for _, credentials := range []int{1, 10_000} {
-		b.Run(fmt.Sprintf("credentials=%d", credentials), func(b *testing.B) {
-			e, req, ctx := newBenchEngine(b, credentials, options{}), tokenRead("name-0"), b.Context()
-			b.ReportAllocs()
-			for b.Loop() {
-				resp, err := e.HandleRequest(ctx, req)
-				mustAnswer(b, resp, err)
+// BenchmarkRequest measures the engine without Vault and gRPC, on storage in the same
+// process that holds credentials with a fresh token each.
+func BenchmarkRequest(b *testing.B) {
+	const read, tick = logical.ReadOperation, logical.RollbackOperation
+	for _, test := range []struct {
+		name        string
+		credentials int
+		op          logical.Operation
+		path        string
+		framework   bool // without hotRead
+	}{
+		{"a read", 1, read, "token/name-0", false},
+		{"a read among many", 10_000, read, "token/name-0", false},
+		{"a read through the framework", 1, read, "token/name-0", true},
+		{"a tick", 10_000, tick, "", false},
+		{"a scrape", 100, read, "metrics", false},
+		{"a scrape of many", 10_000, read, "metrics", false},
+	} {
+		b.Run(test.name, func(b *testing.B) {
+			e := newBenchEngine(b, test.credentials, options{})
+			req, handle := &logical.Request{Operation: test.op, Path: test.path, MountPoint: "autopay/"}, e.HandleRequest
+			if test.framework {
+				handle = e.Backend.HandleRequest
 			}
+			b.ResetTimer()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					if resp, err := handle(b.Context(), req); err != nil || resp.IsError() {
+						b.Error(resp, err)
+					}
+				}
+			})
 		})
-	}
-}
-
-// BenchmarkHotReadContended has all processors read one token.
-func BenchmarkHotReadContended(b *testing.B) {
-	e, req, ctx := newBenchEngine(b, 1, options{}), tokenRead("name-0"), b.Context()
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			resp, err := e.HandleRequest(ctx, req)
-			mustAnswer(b, resp, err)
-		}
-	})
-}
-
-// BenchmarkFrameworkRead is the same read through the framework, without hotRead.
-func BenchmarkFrameworkRead(b *testing.B) {
-	e, req, ctx := newBenchEngine(b, 1, options{}), tokenRead("name-0"), b.Context()
-	b.ReportAllocs()
-	for b.Loop() {
-		resp, err := e.Backend.HandleRequest(ctx, req)
-		mustAnswer(b, resp, err)
 	}
 }
 
@@ -280,44 +230,45 @@ func BenchmarkColdRead(b *testing.B) {
 	sim := autopaysim.New(autopaysim.Options{Clients: map[string]string{testID: testSecret}})
 	b.Cleanup(sim.Close)
 	e := newBenchEngine(b, 0, options{transport: sim.RoundTripper()})
-	b.ReportAllocs()
 	for i := 0; b.Loop(); i++ {
-		name := fmt.Sprintf("name-%d", i)
-		config := newConfigEntry()
-		config.ClientID, config.ClientSecret, config.Generation = testID, testSecret, name
-		if err := e.putConfig(b.Context(), name, config); err != nil {
-			b.Fatal(err)
-		}
-		resp, err := e.HandleRequest(b.Context(), tokenRead(name))
-		mustAnswer(b, resp, err)
-	}
-}
-
-// BenchmarkTick is Vault's periodic call over 10,000 credentials that are not due.
-func BenchmarkTick(b *testing.B) {
-	e := newBenchEngine(b, 10_000, options{})
-	req := &logical.Request{Operation: logical.RollbackOperation, MountPoint: "autopay/"}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := e.HandleRequest(b.Context(), req); err != nil {
-			b.Fatal(err)
+		e.putBenchConfig(b, i)
+		req := &logical.Request{Operation: logical.ReadOperation, Path: fmt.Sprintf("token/name-%d", i), MountPoint: "autopay/"}
+		if resp, err := e.HandleRequest(b.Context(), req); err != nil || resp.IsError() {
+			b.Fatal(resp, err)
 		}
 	}
 }
 
-// BenchmarkScrape is a read of the metrics.
-func BenchmarkScrape(b *testing.B) {
-	for _, credentials := range []int{100, 10_000} {
-		b.Run(fmt.Sprintf("credentials=%d", credentials), func(b *testing.B) {
-			e := newBenchEngine(b, credentials, options{})
-			req := &logical.Request{Operation: logical.ReadOperation, Path: "metrics", MountPoint: "autopay/"}
-			for b.Loop() {
-				resp, err := e.HandleRequest(b.Context(), req)
-				if err != nil {
-					b.Fatal(err)
-				}
-				b.ReportMetric(float64(len(resp.Data[logical.HTTPRawBody].([]byte))), "bytes")
-			}
-		})
+// newBenchEngine is a production backend that holds n credentials, name-0 and up.
+func newBenchEngine(b *testing.B, n int, opts options) *backend {
+	b.Helper()
+	e, err := newBackend(b.Context(), &logical.BackendConfig{StorageView: &logical.InmemStorage{}, System: &logical.StaticSystemView{}}, opts)
+	if err != nil {
+		b.Fatal(err)
 	}
+	b.Cleanup(func() { e.clean(b.Context()) })
+	answer := tokenAnswer{accessToken: "sim.GJShAp42qlzzLv2WGm2AtfOGvJW-FtOUDEDje7Tmf2g", scope: "customer_club", lifetime: 24 * time.Hour}
+	for i := range n {
+		name := e.putBenchConfig(b, i)
+		entry := tokenEntry{}.withRequest(e.now()).withToken(name, answer, e.now(), e.now())
+		if err := e.putToken(b.Context(), name, entry); err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := e.lookup(b.Context(), name); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return e
+}
+
+// putBenchConfig stores the settings of a credential, whose name is its generation.
+func (b *backend) putBenchConfig(tb testing.TB, i int) (name string) {
+	tb.Helper()
+	config := newConfigEntry()
+	name = fmt.Sprintf("name-%d", i)
+	config.ClientID, config.ClientSecret, config.Generation = testID, testSecret, name
+	if err := b.putConfig(tb.Context(), name, config); err != nil {
+		tb.Fatal(err)
+	}
+	return name
 }

@@ -555,6 +555,7 @@ func TestExchangeAnswers(t *testing.T) {
 	t.Parallel()
 	const jsonMedia = "application/json"
 	long := strings.Repeat("x", maxTokenSize+1)
+	denied := `{"error":"access_denied","error_description":"Unauthorized"}`
 	html := `<!DOCTYPE html><html>canary-token</html>`
 	ok := func(field, value string) answer {
 		fields := map[string]string{"access_token": `"t"`, "expires_in": "60", "token_type": `"Bearer"`, "scope": `"s"`}
@@ -567,124 +568,89 @@ func TestExchangeAnswers(t *testing.T) {
 		}
 		return answer{200, jsonMedia, "{" + strings.Join(parts, ",") + "}"}
 	}
-	for name, test := range map[string]struct {
-		answer answer
-		says   string // "": it is taken
-		status int
+	good := func(media string) answer { return answer{200, media, goodAnswer} }
+	for says, test := range map[string]struct {
+		code    int // what readers get; 0: the token is used
+		answers []answer
 	}{
-		"as documented":            {answer{200, jsonMedia, goodAnswer}, "", 0},
-		"with a charset":           {answer{200, "application/json; charset=utf-8", goodAnswer}, "", 0},
-		"bearer in lower case":     {ok("token_type", `"bearer"`), "", 0},
-		"no scope":                 {ok("scope", ""), "", 0},
-		"scope null":               {ok("scope", "null"), "", 0},
-		"lifetime as 86400.0":      {ok("expires_in", "86400.0"), "", 0},
-		"lifetime of ten years":    {ok("expires_in", "315360000"), "", 0},
-		"media type html":          {answer{200, "text/html", goodAnswer}, "", 0},
-		"no media type":            {answer{200, "", goodAnswer}, "", 0},
-		"media type twice":         {answer{200, "application/json, application/json", goodAnswer}, "", 0},
-		"a byte order mark":        {answer{200, jsonMedia, "\ufeff" + goodAnswer}, "", 0},
-		"201":                      {answer{201, jsonMedia, goodAnswer}, "", 0},
-		"no token type":            {ok("token_type", ""), "", 0},
-		"token type null":          {ok("token_type", "null"), "", 0},
-		"scope with newline":       {ok("scope", `"a\nb"`), "", 0},
-		"scope list":               {ok("scope", `["a","b c",1]`), "", 0},
-		"scope not ASCII":          {ok("scope", `"läs"`), "", 0},
-		"scope too long":           {ok("scope", `"`+long+`"`), "", 0},
-		"scope a number":           {ok("scope", "1e400"), "", 0},
-		"lifetime as text":         {ok("expires_in", `"86400"`), "", 0},
-		"lifetime beyond 10 years": {ok("expires_in", "315360001"), "", 0},
-		"lifetime huge":            {ok("expires_in", "1e400"), "", 0},
-		"lifetime huge, as text":   {ok("expires_in", `"99999999999999999999999"`), "", 0},
-		"a token and an error":     {ok("error", `"access_denied"`), "", 0},
-
-		"empty":               {answer{200, jsonMedia, ""}, "not a JSON object", 503},
-		"not JSON":            {answer{200, jsonMedia, "canary-token"}, "not a JSON object", 503},
-		"HTML":                {answer{200, "text/html; charset=utf-8", html}, "Autopay answered 200: the answer is text/html, not JSON; a proxy or firewall may have sent it", 503},
-		"HTML without a type": {answer{200, "", "\n" + html}, "the answer is text/html, not JSON", 503},
-		"a JSON list":         {answer{200, jsonMedia, "[]"}, "not a JSON object", 503},
-		"JSON and more":       {answer{200, jsonMedia, goodAnswer + "x"}, "not a JSON object", 503},
-		"too large":           {answer{200, jsonMedia, strings.Repeat(" ", maxAnswerSize) + goodAnswer}, "larger than 1 MiB", 503},
-		"no token":            {ok("access_token", ""), "access_token must be", 503},
-		"token null":          {ok("access_token", "null"), "access_token must be", 503},
-		"token empty":         {ok("access_token", `""`), "access_token must be", 503},
-		"token number":        {ok("access_token", `4711`), "access_token must be", 503},
-		"token object":        {ok("access_token", `{"canary-token":1}`), "access_token must be", 503},
-		"token with space":    {ok("access_token", `"canary token"`), "access_token must be", 503},
-		"token with newline":  {ok("access_token", `"a\r\nX-Evil: 1"`), "access_token must be", 503},
-		"token not ASCII":     {ok("access_token", `"tökn"`), "access_token must be", 503},
-		"token too long":      {ok("access_token", `"`+long+`"`), "access_token must be", 503},
-		"token type mac":      {ok("token_type", `"mac"`), "token_type must be Bearer", 503},
-		"token type number":   {ok("token_type", "1"), "token_type must be Bearer", 503},
-		"no lifetime":         {ok("expires_in", ""), "expires_in must be", 503},
-		"lifetime null":       {ok("expires_in", "null"), "expires_in must be", 503},
-		"lifetime 0":          {ok("expires_in", "0"), "expires_in must be", 503},
-		"lifetime negative":   {ok("expires_in", "-60"), "expires_in must be", 503},
-		"lifetime -1e400":     {ok("expires_in", "-1e400"), "expires_in must be", 503},
-		"lifetime a fraction": {ok("expires_in", "59.5"), "expires_in must be", 503},
-		"lifetime in words":   {ok("expires_in", `"soon"`), "expires_in must be", 503},
-		"lifetime text 6e1":   {ok("expires_in", `"6e1"`), "expires_in must be", 503},
-		"lifetime list":       {ok("expires_in", "[60]"), "expires_in must be", 503},
-		"204":                 {answer{204, jsonMedia, ""}, "not a JSON object", 503},
-
-		"an error in a 200":      {answer{200, jsonMedia, `{"error":"access_denied","error_description":"Unauthorized"}`}, "Autopay refused the credential (200): access_denied: Unauthorized", 502},
-		"an error, token null":   {answer{200, jsonMedia, `{"error":"access_denied","access_token":null}`}, "Autopay refused the credential (200): access_denied", 502},
-		"an error of other type": {answer{200, jsonMedia, `{"error":{"canary":1}}`}, "Autopay refused the credential (200)", 502},
-		"302":                    {answer{302, "text/html", html}, "Autopay answered 302, a redirect, which is not followed (check token_url)", 503},
-		"401 as documented":      {answer{401, jsonMedia, `{"error":"access_denied","error_description":"Unauthorized"}`}, "Autopay refused the credential (401): access_denied: Unauthorized", 502},
-		"401 with a raw body":    {answer{401, "text/plain", "canary-token"}, "Autopay refused the credential (401)", 502},
-		"401 with other types":   {answer{401, jsonMedia, `{"error":["x"],"error_description":{"a":1}}`}, "Autopay refused the credential (401)", 502},
-		"400":                    {answer{400, jsonMedia, `{"error":"invalid_request"}`}, "Autopay refused the credential (400): invalid_request", 502},
-		"403 of a firewall":      {answer{403, "text/html", html}, "Autopay answered 403 Forbidden: the answer is text/html, not JSON; a proxy or firewall may have sent it", 502},
-		"403 echoing the secret": {answer{403, jsonMedia, `{"error":"no","error_description":"bad secret ` + testSecret + `"}`}, "(403): no: bad secret [redacted]", 502},
-		"404":                    {answer{404, "text/html", html}, "Autopay answered 404 Not Found (check token_url): the answer is text/html", 502},
-		"405":                    {answer{405, jsonMedia, ""}, "Autopay answered 405 Method Not Allowed (check token_url)", 502},
-		"407":                    {answer{407, jsonMedia, ""}, "Autopay can't be reached: the proxy answered 407 Proxy Authentication Required", 503},
-		"408":                    {answer{408, jsonMedia, ""}, "Autopay answered 408 Request Timeout", 503},
-		"410":                    {answer{410, jsonMedia, ""}, "Autopay answered 410 Gone (check token_url)", 502},
-		"415":                    {answer{415, jsonMedia, ""}, "Autopay answered 415 Unsupported Media Type (check token_url)", 502},
-		"421":                    {answer{421, jsonMedia, ""}, "Autopay answered 421 Misdirected Request (check token_url)", 502},
-		"422":                    {answer{422, jsonMedia, `{"error":"no"}`}, "Autopay answered 422 Unprocessable Entity: no", 502},
-		"429":                    {answer{429, jsonMedia, ""}, "Autopay answered 429 Too Many Requests", 503},
-		"500 in control codes":   {answer{500, jsonMedia, `{"error":"a\u001b[31m\r\nb\u202e"}`}, "Autopay answered 500 Internal Server Error: a [31m  b", 503},
-		"500 with a long story":  {answer{500, jsonMedia, `{"error":"` + strings.Repeat("ä", 5000) + `"}`}, ": " + strings.Repeat("ä", 199) + "…", 503},
-		"503 of a gateway":       {answer{503, "text/html", html}, "Autopay answered 503 Service Unavailable: the answer is text/html", 503},
-		"504 of a gateway":       {answer{504, "text/html", html}, "Autopay answered 504 Gateway Timeout: the answer is text/html", 503},
-		"599":                    {answer{599, jsonMedia, ""}, "Autopay answered 599", 503},
+		"used": {0, []answer{
+			good(jsonMedia), good("application/json; charset=utf-8"), good("text/html"), good(""), good("application/json, application/json"),
+			{201, jsonMedia, goodAnswer},
+			{200, jsonMedia, "\ufeff" + goodAnswer},
+			ok("token_type", `"bearer"`), ok("token_type", ""), ok("token_type", "null"),
+			ok("scope", ""), ok("scope", "null"), ok("scope", `"a\nb"`), ok("scope", `["a","b c",1]`), ok("scope", `"läs"`), ok("scope", `"`+long+`"`), ok("scope", "1e400"),
+			ok("expires_in", "86400.0"), ok("expires_in", "315360000"), ok("expires_in", `"86400"`), ok("expires_in", "315360001"), ok("expires_in", "1e400"),
+			ok("expires_in", `"99999999999999999999999"`),
+			ok("error", `"access_denied"`), // and a token
+		}},
+		"not a JSON object": {503, []answer{
+			{200, jsonMedia, ""}, {200, jsonMedia, "canary-token"}, {200, jsonMedia, "[]"}, {200, jsonMedia, goodAnswer + "x"}, {204, jsonMedia, ""},
+		}},
+		"larger than 1 MiB": {503, []answer{{200, jsonMedia, strings.Repeat(" ", maxAnswerSize) + goodAnswer}}},
+		"access_token must be": {503, []answer{
+			ok("access_token", ""), ok("access_token", "null"), ok("access_token", `""`), ok("access_token", `4711`), ok("access_token", `{"canary-token":1}`),
+			ok("access_token", `"canary token"`), ok("access_token", `"a\r\nX-Evil: 1"`), ok("access_token", `"tökn"`), ok("access_token", `"`+long+`"`),
+		}},
+		"token_type must be Bearer": {503, []answer{ok("token_type", `"mac"`), ok("token_type", "1")}},
+		"expires_in must be": {503, []answer{
+			ok("expires_in", ""), ok("expires_in", "null"), ok("expires_in", "0"), ok("expires_in", "-60"), ok("expires_in", "-1e400"), ok("expires_in", "59.5"),
+			ok("expires_in", `"soon"`), ok("expires_in", `"6e1"`), ok("expires_in", "[60]"),
+		}},
+		"Autopay answered 200: the answer is text/html, not JSON; a proxy or firewall may have sent it": {503, []answer{
+			{200, "text/html; charset=utf-8", html}, {200, "", "\n" + html},
+		}},
+		"Autopay refused the credential (200): access_denied": {502, []answer{
+			{200, jsonMedia, denied}, {200, jsonMedia, `{"error":"access_denied","access_token":null}`},
+		}},
+		"Autopay refused the credential (200)":                              {502, []answer{{200, jsonMedia, `{"error":{"canary":1}}`}}},
+		"Autopay refused the credential (400): invalid_request":             {502, []answer{{400, jsonMedia, `{"error":"invalid_request"}`}}},
+		"Autopay refused the credential (401): access_denied: Unauthorized": {502, []answer{{401, jsonMedia, denied}}},
+		"Autopay refused the credential (401)":                              {502, []answer{{401, "text/plain", "canary-token"}, {401, jsonMedia, `{"error":["x"],"error_description":{"a":1}}`}}},
+		"(403): no: bad secret [redacted]":                                  {502, []answer{{403, jsonMedia, `{"error":"no","error_description":"bad secret ` + testSecret + `"}`}}},
+		"Autopay answered 403 Forbidden: the answer is text/html, not JSON": {502, []answer{{403, "text/html", html}}},
+		"Autopay answered 302, a redirect, which is not followed":           {503, []answer{{302, "text/html", html}}},
+		"Autopay answered 404 Not Found (check token_url): the answer is":   {502, []answer{{404, "text/html", html}}},
+		"Autopay answered 405 Method Not Allowed (check token_url)":         {502, []answer{{405, jsonMedia, ""}}},
+		"the proxy answered 407 Proxy Authentication Required":              {503, []answer{{407, jsonMedia, ""}}},
+		"Autopay answered 408 Request Timeout":                              {503, []answer{{408, jsonMedia, ""}}},
+		"Autopay answered 410 Gone (check token_url)":                       {502, []answer{{410, jsonMedia, ""}}},
+		"Autopay answered 415 Unsupported Media Type (check token_url)":     {502, []answer{{415, jsonMedia, ""}}},
+		"Autopay answered 421 Misdirected Request (check token_url)":        {502, []answer{{421, jsonMedia, ""}}},
+		"Autopay answered 422 Unprocessable Entity: no":                     {502, []answer{{422, jsonMedia, `{"error":"no"}`}}},
+		"Autopay answered 429 Too Many Requests":                            {503, []answer{{429, jsonMedia, ""}}},
+		"Autopay answered 500 Internal Server Error: a [31m  b":             {503, []answer{{500, jsonMedia, `{"error":"a\u001b[31m\r\nb\u202e"}`}}},
+		": " + strings.Repeat("ä", 199) + "…":                               {503, []answer{{500, jsonMedia, `{"error":"` + strings.Repeat("ä", 5000) + `"}`}}},
+		"Autopay answered 503 Service Unavailable: the answer is text/html": {503, []answer{{503, "text/html", html}}},
+		"Autopay answered 504 Gateway Timeout: the answer is text/html":     {503, []answer{{504, "text/html", html}}},
+		"Autopay answered 599":                                              {503, []answer{{599, jsonMedia, ""}}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			c := &client{now: func() time.Time { return start2000 }, transport: test.answer}
-			got, f := c.exchange(t.Context(), tokenRequest{
-				tokenURL: defaultTokenURL, clientID: testID, clientSecret: testSecret, timeout: time.Minute,
+		for i, answer := range test.answers {
+			t.Run(fmt.Sprintf("%.40s, %d", says, i), func(t *testing.T) {
+				t.Parallel()
+				got, f := (&client{transport: answer}).try(t, tokenRequest{})
+				if test.code == 0 {
+					if f != nil || got.accessToken == "" || got.lifetime < time.Second {
+						t.Errorf("got %+v, %v from %.100s", got, f, answer.body)
+					}
+					return
+				}
+				if f == nil || !strings.Contains(f.text, says) || strings.Contains(f.text, "canary") || len([]rune(f.text)) > 500 {
+					t.Fatalf("got %v, want %q", f, says)
+				}
+				if want := ruleFor(answer.status, test.code == http.StatusBadGateway); *f != (exchangeError{f.text, want.kind, !want.counts, 0}) || want.code != test.code {
+					t.Errorf("got %+v, want %+v", f, want)
+				}
+				// In the whole engine, a bad answer changes neither credential nor token.
+				e := configured(t)
+				e.client.transport = answer
+				e.wantUnchanged(func() {
+					resp, err := e.write("config", map[string]any{"client_id": "another"})
+					if err == nil && !resp.IsError() || strings.Contains(say(resp, err)+e.logs.String(), "canary-token") {
+						t.Errorf("the config was taken, or the token is shown: %v %v", resp, err)
+					}
+				})
 			})
-			if test.says == "" {
-				if f != nil || got.accessToken == "" || got.lifetime < time.Second {
-					t.Fatalf("got %+v, %v", got, f)
-				}
-				return
-			}
-			if f == nil {
-				t.Fatalf("taken: %+v", got)
-			}
-			if !strings.Contains(f.text, test.says) || strings.Contains(f.text, "canary") || len([]rune(f.text)) > 500 {
-				t.Errorf("got %q, want %q", f.text, test.says)
-			}
-			if want := ruleFor(test.answer.status, test.status == http.StatusBadGateway); *f != (exchangeError{f.text, want.kind, !want.counts, 0}) || want.code != test.status {
-				t.Errorf("got %+v, want %+v", f, want)
-			}
-			// In the whole engine, a bad answer changes neither credential nor token.
-			e := configured(t)
-			e.client.transport = test.answer
-			e.wantUnchanged(func() {
-				resp, err := e.write("config", map[string]any{"client_id": "another"})
-				if err == nil && !resp.IsError() {
-					t.Error("the config was taken")
-				}
-				if strings.Contains(say(resp, err)+e.logs.String(), "canary-token") {
-					t.Error("the token is shown")
-				}
-			})
-		})
+		}
 	}
 }
 

@@ -196,28 +196,6 @@ func TestClockIsSet(t *testing.T) {
 			time.Sleep(time.Second)
 			e.wantRequests(2)
 		}},
-		"the timer goes off too early and is set again": {24 * time.Hour, 0, func(_ *testing.T, e *engine, clock *steppedClock) {
-			clock.set(30 * time.Minute)
-			e.configure("default", "request_timeout", 20) // sets the timer
-			clock.set(0)
-			time.Sleep(time.Until(start2000.Add(18*time.Hour - time.Second)))
-			e.wantRequests(1)
-			time.Sleep(2 * time.Second)
-			e.wantRequests(2)
-		}},
-		"also without a live token": {24 * time.Hour, 0, func(_ *testing.T, e *engine, clock *steppedClock) {
-			e.sim.SetFault(retryAfter(503, "3600"))
-			time.Sleep(time.Until(start2000.Add(24*time.Hour + 10*time.Second))) // the 7th attempt has just failed
-			e.sim.SetFault(autopaysim.Fault{})
-			requests := e.sim.Requests("")
-			clock.set(30 * time.Minute)
-			e.configure("default", "request_timeout", 20)
-			clock.set(0)
-			time.Sleep(59 * time.Minute)
-			e.wantRequests(requests)
-			time.Sleep(2 * time.Minute)
-			e.wantRequests(requests + 1)
-		}},
 		"a leaked token can be rotated after a step back": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
 			time.Sleep(10 * time.Minute)
 			clock.set(-time.Hour)
@@ -250,18 +228,6 @@ func TestClockIsSet(t *testing.T) {
 			if s := e.status("status"); s["last_error"] == "" || s["next_attempt"] == nil {
 				t.Errorf("%v", s)
 			}
-		}},
-		"the limit costs nothing after a step forward": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
-			clock.set(20 * time.Hour)
-			e.configure("default", "token_request_limit", 1)
-			calls := e.view.calls.Load()
-			for range 60 {
-				e.minute()
-			}
-			if got := e.view.calls.Load() - calls; got > 1000 {
-				t.Errorf("%d calls back into Vault in an hour", got)
-			}
-			e.wantRequests(1)
 		}},
 		"Autopay can't be reached when the machine wakes from a backoff": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
 			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
