@@ -175,9 +175,7 @@ func TestClockIsSet(t *testing.T) {
 			clock.set(0)
 			time.Sleep(18*time.Hour + time.Second) // the refresh is due by the monotonic clock
 			e.wantRequests(2)
-			if got := e.token("token")["expire_time"]; got != "2000-01-02T18:00:00Z" {
-				t.Errorf("expire_time %v, want 24 hours after the request", got)
-			}
+			e.want("token", "expire_time", "2000-01-02T18:00:00Z")
 		}},
 		"storage is read again, which makes no life longer": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
 			time.Sleep(10 * time.Hour)

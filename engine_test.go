@@ -195,6 +195,26 @@ func (e *engine) status(path string) map[string]any {
 	return resp.Data
 }
 
+// want checks a field of what a path answers.
+func (e *engine) want(path, field string, want any) {
+	e.t.Helper()
+	read := e.status
+	if strings.HasPrefix(path, "token") {
+		read = e.token
+	}
+	if got := read(path)[field]; got != want {
+		e.t.Errorf("%s: %s is %v, want %v", path, field, got, want)
+	}
+}
+
+// wantWithin checks how much time has passed since then.
+func wantWithin(t *testing.T, then time.Time, most time.Duration) {
+	t.Helper()
+	if took := time.Since(then); took > most {
+		t.Errorf("it took %s, want %s at most", took, most)
+	}
+}
+
 // wantCode returns a check of the HTTP status that a response or error becomes.
 func (e *engine) wantCode(want int) func(*logical.Response, error) {
 	return func(resp *logical.Response, err error) {

@@ -136,9 +136,7 @@ func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
 		e.configure("default", "request_timeout", 20, "verify", false)
 		e.minute()
 		e.restart()
-		if used := e.status("status")["token_requests_24h"]; used != 1 {
-			t.Errorf("%v requests in the ledger, want 1", used)
-		}
+		e.want("status", "token_requests_24h", 1)
 	})
 }
 
@@ -154,9 +152,7 @@ func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
 		e.storage.heal()
 		e.minute()
 		e.restart()
-		if used := e.status("status")["token_requests_24h"]; used != 1 {
-			t.Errorf("%v requests in the ledger, want 1", used)
-		}
+		e.want("status", "token_requests_24h", 1)
 	})
 }
 
@@ -221,9 +217,7 @@ func TestDelete(t *testing.T) {
 			e.wantRequests(1)
 			e.sim.SetFault(autopaysim.Fault{})
 			e.configure("default")
-			if used := e.status("status")["token_requests_24h"]; used != 1 {
-				t.Errorf("%v requests in the ledger after delete and creation, want 1", used)
-			}
+			e.want("status", "token_requests_24h", 1)
 		})
 	}
 }

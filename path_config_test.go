@@ -40,9 +40,7 @@ func TestConfigUpdate(t *testing.T) {
 				t.Fatal(data, resp, err)
 			}
 		}
-		if e.token("token")["access_token"] != token {
-			t.Error("the token was replaced")
-		}
+		e.want("token", "access_token", token)
 		e.wantRequests(1)
 		want := map[string]any{
 			"client_id": testID, "token_url": defaultTokenURL, "audience": defaultAudience, "ca_cert": "",
@@ -134,9 +132,7 @@ func TestClientSecretUpdatedTime(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Clients: map[string]string{testID: testSecret, "second": testSecret}})
 		shown := func(want any) {
 			t.Helper()
-			if got := e.status("config")["client_secret_updated_time"]; got != want {
-				t.Errorf("client_secret_updated_time is %v, want %v", got, want)
-			}
+			e.want("config", "client_secret_updated_time", want)
 		}
 		e.configure("default")
 		time.Sleep(90 * time.Minute)

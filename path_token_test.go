@@ -29,9 +29,7 @@ func TestTokenShape(t *testing.T) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 		time.Sleep(1500 * time.Millisecond)
-		if ttl := e.token("token")["ttl"]; ttl != int64(64799) { // 64798.5 rounded up
-			t.Errorf("ttl %v after 1.5 s, want 64799", ttl)
-		}
+		e.want("token", "ttl", int64(64799)) // 64798.5 rounded up
 	})
 }
 

@@ -31,17 +31,13 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if state := e.status("status")["state"]; state != "degraded" {
-			t.Errorf("state %v, want degraded", state)
-		}
+		e.want("status", "state", "degraded")
 		time.Sleep(time.Minute)
 		resp, err := e.read("token")
 		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "Autopay answered 503 Service Unavailable") || !strings.Contains(err.Error(), "; the next attempt is at 2000-01-02T00:") {
 			t.Errorf("without a live token: %d %v", code(resp, err), err)
 		}
-		if state := e.status("status")["state"]; state != "failing" {
-			t.Errorf("state %v, want failing", state)
-		}
+		e.want("status", "state", "failing")
 		// It recovers without a reader.
 		e.sim.SetFault(autopaysim.Fault{})
 		time.Sleep(time.Minute)
@@ -230,9 +226,7 @@ func TestBackoffAfterTheSameToken(t *testing.T) {
 		if got := e.status("status"); got["next_attempt"] != "2000-01-01T22:00:00Z" || got["next_rotation"] != "2000-01-01T22:00:00Z" {
 			t.Errorf("got %v, want the next attempt after an hour", got)
 		}
-		if ttl := e.token("token")["ttl"]; ttl != int64(60) {
-			t.Errorf("ttl %v, want 60", ttl)
-		}
+		e.want("token", "ttl", int64(60))
 	})
 }
 

@@ -39,22 +39,16 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 200 {
 			wg.Go(func() {
-				if ttl := e.token("token")["ttl"]; ttl != int64(5) {
-					t.Errorf("ttl %v while the refresh is under way, want 5", ttl)
-				}
+				e.want("token", "ttl", int64(5))
 			})
 		}
 		wg.Wait()
-		if waited := time.Since(begun); waited > 0 {
-			t.Errorf("readers of a live token waited %s", waited)
-		}
+		wantWithin(t, begun, 0)
 		if c := e.view.calls.Load() - calls; c != 0 {
 			t.Errorf("reads of a token that is due made %d calls into Vault", c)
 		}
 		time.Sleep(6 * time.Second) // a consumer comes back at ttl + 1 s
-		if rotated := e.token("token")["last_vault_rotation"]; rotated != "2000-01-01T18:00:00Z" {
-			t.Errorf("last_vault_rotation %v, want that of the refresh", rotated)
-		}
+		e.want("token", "last_vault_rotation", "2000-01-01T18:00:00Z")
 		e.wantRequests(2)
 	})
 }
@@ -107,7 +101,7 @@ func TestRule3RefreshBeforeExpiry(t *testing.T) {
 		"10 h tokens, no reader":             {10 * time.Hour, day, 0, 4},
 		"10 min tokens, a reader per second": {10 * time.Minute, day, time.Second, 100}, // and the limit is reached
 		"one hour tokens, a reader a second": {time.Hour, day, time.Second, 32},
-		"30 quiet days":                      {day, 30*day + time.Minute, time.Minute, 41},
+		"30 quiet days":                      {day, 30*day + 2*time.Minute, time.Minute, 41},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
@@ -150,9 +144,7 @@ func TestRule3TickIsTheWatchdog(t *testing.T) {
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
 		begun := time.Now()
 		e.tick()
-		if took := time.Since(begun); took > 0 {
-			t.Errorf("the tick took %s", took)
-		}
+		wantWithin(t, begun, 0)
 	})
 	runInBubble(t, "it does nothing on a mount that is being disabled", func(t *testing.T) {
 		e := configured(t, "verify", false)
@@ -191,9 +183,7 @@ func TestRule4OnlyLiveTokensAreHandedOut(t *testing.T) {
 		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "expired when it arrived") {
 			t.Errorf("got %v %v", resp, err)
 		}
-		if used := e.status("status")["token_requests_24h"]; used != 1 {
-			t.Errorf("%v requests in the ledger, want 1: Autopay did issue a token", used)
-		}
+		e.want("status", "token_requests_24h", 1)
 	})
 }
 

@@ -17,9 +17,7 @@ func TestRule6StorageIsTheTruth(t *testing.T) {
 		token := e.token("token")["access_token"]
 		for range 5 {
 			e.restart()
-			if got := e.token("token")["access_token"]; got != token {
-				t.Fatal("another token after a restart")
-			}
+			e.want("token", "access_token", token)
 		}
 		e.wantRequests(1)
 		// The timer is set again without a reader.
@@ -41,9 +39,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 			e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
 			e.storage.heal()
 			e.restart()
-			if e.token("token")["access_token"] != token {
-				t.Error("another token is served")
-			}
+			e.want("token", "access_token", token)
 		})
 	}
 	runInBubble(t, "a crash between config and token", func(t *testing.T) {
@@ -72,9 +68,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 		old := e.token("token")["access_token"]
 		e.configure("default", "client_id", "second", "verify", false)
 		e.wantRequests(1)
-		if state := e.status("status")["state"]; state != "pending" {
-			t.Errorf("state %v, want pending", state)
-		}
+		e.want("status", "state", "pending")
 		if e.token("token")["access_token"] == old {
 			t.Error("the token of the old client is served")
 		}
@@ -122,9 +116,7 @@ func TestRule8Ledger(t *testing.T) {
 			e.tick()
 			synctest.Wait()
 			e.restart() // while the request is under way
-			if used := e.status("status")["token_requests_24h"]; used != want+1 {
-				t.Fatalf("%v requests in the ledger, want %d", used, want+1)
-			}
+			e.want("status", "token_requests_24h", want+1)
 		}
 		e.sim.SetFault(autopaysim.Fault{})
 		e.tick()
@@ -182,9 +174,7 @@ func TestRule8Ledger(t *testing.T) {
 				t.Fatal(resp)
 			}
 			for range 2 { // the removal is stored, so a restart does not undo it
-				if used := e.status("status")["token_requests_24h"]; used != test.used {
-					t.Errorf("%v requests in the ledger, want %d", used, test.used)
-				}
+				e.want("status", "token_requests_24h", test.used)
 				e.restart()
 			}
 		})
@@ -199,23 +189,17 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 		for range 10 {
 			e.tick()
 			synctest.Wait()
-			if e.token("token")["access_token"] != token {
-				t.Fatal("another token")
-			}
+			e.want("token", "access_token", token)
 		}
 		// An invalidation makes memory stale, but its token is newer than storage's.
 		e.InvalidateKey(t.Context(), tokenPrefix+"default")
-		if e.token("token")["access_token"] != token {
-			t.Fatal("another token after an invalidation")
-		}
+		e.want("token", "access_token", token)
 		e.storage.heal()
 		e.tick()
 		e.tick() // while the first stores the entry
 		synctest.Wait()
 		e.restart()
-		if e.token("token")["access_token"] != token {
-			t.Fatal("the token was not stored at the next tick")
-		}
+		e.want("token", "access_token", token)
 		e.wantRequests(1)
 	})
 }

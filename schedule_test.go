@@ -114,9 +114,7 @@ func TestRotationSchedule(t *testing.T) {
 				t.Errorf("%v, want %s by the schedule", next, rotated)
 			}
 			time.Sleep(time.Until(at) + time.Second) // as a consumer does, ttl and a second
-			if last := e.token("token")["last_vault_rotation"]; last != rotated {
-				t.Errorf("replaced at %v, want %s", last, rotated)
-			}
+			e.want("token", "last_vault_rotation", rotated)
 		}
 		e.wantRequests(4)
 	})

@@ -77,9 +77,7 @@ func TestStoredByV010(t *testing.T) {
 					t.Errorf("%s: %v %v, want the token of %s", name, resp, err, want)
 				}
 			}
-			if got := e.status("status/unproved")["state"]; got != "pending" {
-				t.Errorf("unproved is %v, want pending", got)
-			}
+			e.want("status/unproved", "state", "pending")
 			config := e.status("config/full")
 			if config["client_secret_updated_time"] != nil {
 				t.Errorf("client_secret_updated_time is %v, want null", config["client_secret_updated_time"])
@@ -87,9 +85,7 @@ func TestStoredByV010(t *testing.T) {
 			if config["rotation_period"] != int64(43200) || config["token_request_limit"] != 7 || !strings.HasPrefix(config["ca_cert"].(string), "-----BEGIN") {
 				t.Errorf("config/full: %v", config)
 			}
-			if used := e.status("status/plain")["token_requests_24h"]; used != 2 {
-				t.Errorf("%v requests in the ledger of plain, want 2", used)
-			}
+			e.want("status/plain", "token_requests_24h", 2)
 		})
 	}
 }
