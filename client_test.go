@@ -123,58 +123,41 @@ func TestExchangeSendsWhatAutopayDocuments(t *testing.T) {
 	}
 }
 
-func TestExchangeEndsWithItsContext(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		sim := autopaysim.New(autopaysim.Options{})
-		sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		_, f := (&client{now: time.Now, transport: sim.RoundTripper()}).exchange(ctx, tokenRequest{tokenURL: defaultTokenURL, timeout: time.Minute})
-		if f == nil || time.Since(start2000) != time.Second {
-			t.Errorf("got %v after %s", f, time.Since(start2000))
-		}
-	})
-}
-
-// hostileHost hands every connection to a function. Its done accepts no more of them
-// and reports whether the other side has closed them all.
-type hostileHost struct {
-	addr string
-	done func() bool
-}
-
-func newHostileHost(t *testing.T, say func(net.Conn)) hostileHost {
+// hostileHost hands every connection to a function, on an address that it returns. over
+// accepts no more of them and reports whether the other side has closed them all.
+func hostileHost(t *testing.T, serve func(net.Conn)) (address string, over func() bool) {
 	t.Helper()
 	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { ln.Close() })
+	ended := make(chan struct{})
 	var conns sync.WaitGroup
-	conns.Go(func() {
+	go func() {
+		defer close(ended)
 		for {
 			conn, err := ln.Accept()
 			if err != nil {
+				conns.Wait()
 				return
 			}
 			conns.Go(func() {
 				defer conn.Close()
-				say(conn)
+				serve(conn)
 				_, _ = io.Copy(io.Discard, conn) // until the other side closes
 			})
 		}
-	})
-	return hostileHost{ln.Addr().String(), func() bool {
+	}()
+	return ln.Addr().String(), func() bool {
 		ln.Close()
-		over := make(chan struct{})
-		go func() { conns.Wait(); close(over) }()
 		select {
-		case <-over:
+		case <-ended:
 			return true
 		case <-time.After(time.Minute):
 			return false
 		}
-	}}
+	}
 }
 
 // reply reads a request, writes first once, and then writes rest again and again.
@@ -269,12 +252,12 @@ func TestExchangeWithHostileHandshakes(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			host := newHostileHost(t, test.say)
-			_, f := new(client).try(t, tokenRequest{tokenURL: "https://" + host.addr, timeout: test.timeout})
+			address, over := hostileHost(t, test.say)
+			_, f := new(client).try(t, tokenRequest{tokenURL: "https://" + address, timeout: test.timeout})
 			if f == nil || !strings.Contains(f.text, test.says) {
 				t.Errorf("got %v, want %q", f, test.says)
 			}
-			if !host.done() {
+			if !over() {
 				t.Error("the connection is still open")
 			}
 		})
@@ -310,7 +293,7 @@ func TestProxySeesNoSecret(t *testing.T) {
 	}
 	var mu sync.Mutex
 	var heard bytes.Buffer
-	proxy := newHostileHost(t, func(conn net.Conn) {
+	proxy, _ := hostileHost(t, func(conn net.Conn) {
 		defer conn.Close()
 		hear := func() {
 			buf := make([]byte, 64<<10)
@@ -326,7 +309,7 @@ func TestProxySeesNoSecret(t *testing.T) {
 	sim, good := newSim(t, nil)
 	run := func(url string) string {
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestProxySeesNoSecret$", "-test.v")
-		cmd.Env = append(os.Environ(), "TEST_TOKEN_URL="+url, "HTTPS_PROXY=http://"+proxy.addr, "HTTP_PROXY=http://"+proxy.addr, "NO_PROXY=", "no_proxy=")
+		cmd.Env = append(os.Environ(), "TEST_TOKEN_URL="+url, "HTTPS_PROXY=http://"+proxy, "HTTP_PROXY=http://"+proxy, "NO_PROXY=", "no_proxy=")
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
@@ -387,11 +370,12 @@ func TestTokenURLReach(t *testing.T) {
 func TestProxyErrorsNameTheProxy(t *testing.T) {
 	t.Parallel()
 	says := func(answer string) string {
-		return newHostileHost(t, func(conn net.Conn) {
+		address, _ := hostileHost(t, func(conn net.Conn) {
 			_, _ = conn.Read(make([]byte, 64<<10))
 			_, _ = io.WriteString(conn, answer)
 			conn.Close()
-		}).addr
+		})
+		return address
 	}
 	for name, test := range map[string]struct {
 		proxy, says string

@@ -242,20 +242,6 @@ func TestConfigCACert(t *testing.T) {
 	}
 }
 
-// TestAWriteBeyondTheLimitLeavesMemoryAlone: it stored nothing, so nothing has to be read again.
-func TestAWriteBeyondTheLimitLeavesMemoryAlone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "token_request_limit", 1)
-		_, _ = e.write("config", map[string]any{"client_id": "other"})
-		reads := e.storage.reads.Load()
-		e.token("token")
-		if got := e.storage.reads.Load(); got != reads {
-			t.Errorf("%d reads of storage", got-reads)
-		}
-	})
-}
-
 // TestRequestTimeoutIsUsed: the exchange ends when request_timeout says.
 func TestRequestTimeoutIsUsed(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -131,28 +131,28 @@ func TestRule3RefreshBeforeExpiry(t *testing.T) {
 
 func TestRule3TickIsTheWatchdog(t *testing.T) {
 	t.Parallel()
-	runInBubble(t, "it obtains the first token", func(t *testing.T) {
-		e := configured(t, "verify", false)
-		time.Sleep(time.Minute)
-		e.wantRequests(0)
-		e.tick()
-		synctest.Wait()
-		e.wantRequests(1)
-	})
-	runInBubble(t, "it returns at once while Autopay hangs", func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-		begun := time.Now()
-		e.tick()
-		wantWithin(t, begun, 0)
-	})
-	runInBubble(t, "it does nothing on a mount that is being disabled", func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.view.tainted.Store(true)
-		e.tick()
-		synctest.Wait()
-		e.wantRequests(0)
-	})
+	for name, test := range map[string]struct {
+		fault    string
+		tainted  bool
+		requests int
+	}{
+		"it obtains the first token":                        {"", false, 1},
+		"it returns at once while Autopay hangs":            {autopaysim.FaultHang, false, 1},
+		"it does nothing on a mount that is being disabled": {"", true, 0},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t, "verify", false)
+			time.Sleep(time.Minute)
+			e.wantRequests(0)
+			e.view.tainted.Store(test.tainted)
+			e.sim.SetFault(autopaysim.Fault{Kind: test.fault})
+			begun := time.Now()
+			e.tick()
+			wantWithin(t, begun, 0)
+			time.Sleep(time.Second)
+			e.wantRequests(test.requests)
+		})
+	}
 }
 
 func TestRule4OnlyLiveTokensAreHandedOut(t *testing.T) {

@@ -29,51 +29,49 @@ func TestRule6StorageIsTheTruth(t *testing.T) {
 
 func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 	t.Parallel()
-	for name, prefix := range map[string]string{"the config can't be stored": configPrefix, "the ledger can't be stored": tokenPrefix} {
-		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetClient("second", testSecret)
-			e.configure("default")
-			token := e.token("token")["access_token"]
-			e.storage.failOn("put", prefix, errors.New("disk full"))
-			e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
+	second := map[string]any{"client_id": "second"}
+	for name, test := range map[string]func(t *testing.T, e *engine, old any){
+		"the config can't be stored": func(_ *testing.T, e *engine, old any) {
+			e.storage.failOn("put", configPrefix, errors.New("disk full"))
+			e.wantCode(http.StatusInternalServerError)(e.write("config", second))
 			e.storage.heal()
 			e.restart()
-			e.want("token", "access_token", token)
+			e.want("token", "access_token", old)
+		},
+		"the ledger can't be stored": func(_ *testing.T, e *engine, old any) {
+			e.storage.failOn("put", tokenPrefix, errors.New("disk full"))
+			e.wantCode(http.StatusInternalServerError)(e.write("config", second))
+			e.storage.heal()
+			e.restart()
+			e.want("token", "access_token", old)
+		},
+		"a crash between config and token": func(t *testing.T, e *engine, old any) {
+			e.storage.failPuts(func(n int64) bool { return n == 3 }) // after the ledger and the config
+			e.configure("default", "client_id", "second")
+			for range 2 {
+				if e.token("token")["access_token"] == old {
+					t.Error("the token of the old client is served")
+				}
+				e.restart() // loses what was only in memory
+			}
+			e.wantRequests(3)
+		},
+		"verify=false": func(t *testing.T, e *engine, old any) {
+			e.configure("default", "client_id", "second", "verify", false)
+			e.wantRequests(1)
+			e.want("status", "state", "pending")
+			if e.token("token")["access_token"] == old {
+				t.Error("the token of the old client is served")
+			}
+			e.wantRequests(2)
+		},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t)
+			e.sim.SetClient("second", testSecret)
+			test(t, e, e.token("token")["access_token"])
 		})
 	}
-	runInBubble(t, "a crash between config and token", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.sim.SetClient("second", testSecret)
-		e.configure("default")
-		old := e.token("token")["access_token"]
-		e.storage.failPuts(func(n int64) bool { return n == 3 }) // after the ledger and the config
-		if resp, err := e.write("config", map[string]any{"client_id": "second"}); err != nil || resp.IsError() {
-			t.Fatal(resp, err)
-		}
-		if e.token("token")["access_token"] == old {
-			t.Error("the token of the old client is served")
-		}
-		e.wantRequests(2)
-		e.restart() // loses what was only in memory
-		if e.token("token")["access_token"] == old {
-			t.Error("the token of the old client is served after a crash")
-		}
-		e.wantRequests(3)
-	})
-	runInBubble(t, "verify=false", func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.sim.SetClient("second", testSecret)
-		e.configure("default")
-		old := e.token("token")["access_token"]
-		e.configure("default", "client_id", "second", "verify", false)
-		e.wantRequests(1)
-		e.want("status", "state", "pending")
-		if e.token("token")["access_token"] == old {
-			t.Error("the token of the old client is served")
-		}
-		e.wantRequests(2)
-	})
 }
 
 func TestRule8Ledger(t *testing.T) {

@@ -7,8 +7,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/robfig/cron/v3"
-
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
@@ -188,29 +186,4 @@ func TestRotationScheduleOfConfig(t *testing.T) {
 		synctest.Wait()
 		e.wantRequests(1) // none of this costs a token
 	})
-}
-
-// countedSchedule counts how often it is asked.
-type countedSchedule struct {
-	cron.Schedule
-	asked int
-}
-
-func (s *countedSchedule) Next(t time.Time) time.Time {
-	s.asked++
-	return s.Schedule.Next(t)
-}
-
-// TestScheduleGapIsCheap: tokens that live for years.
-func TestScheduleGapIsCheap(t *testing.T) {
-	t.Parallel()
-	schedule, err := parseSchedule("CRON_TZ=Europe/Oslo 0 0 29 2 *")
-	if err != nil {
-		t.Fatal(err)
-	}
-	counted := &countedSchedule{Schedule: schedule}
-	scheduleGap(counted, start2000, maxLifetime*time.Second)
-	if counted.asked > 100 { // without an end it is asked thousands of times
-		t.Errorf("the schedule was asked %d times", counted.asked)
-	}
 }

@@ -2,9 +2,7 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"math"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -121,24 +119,6 @@ func storedToken() tokenEntry {
 			Text: "Autopay answered 503", Kind: unavailable, Count: 1,
 			Time: start2000.Add(-time.Minute), NextAttempt: start2000.Add(-time.Minute + time.Second),
 		},
-	}
-}
-
-// TestStoredKinds checks how storage keeps a failure's kind, which v0.1.0 must be able
-// to read after a downgrade.
-func TestStoredKinds(t *testing.T) {
-	t.Parallel()
-	for kind, status := range map[failureKind]int{
-		unavailable: http.StatusServiceUnavailable, refused: http.StatusBadGateway, storageFailed: http.StatusInternalServerError,
-	} {
-		stored, err := json.Marshal(failedAttempt{Kind: kind})
-		if err != nil || !strings.Contains(string(stored), fmt.Sprintf(`"status":%d,`, status)) {
-			t.Errorf("kind %d is stored as %s (%v), want status %d", kind, stored, err, status)
-		}
-		var back failedAttempt
-		if err := json.Unmarshal(stored, &back); err != nil || back.Kind != kind {
-			t.Errorf("status %d is read as kind %d (%v)", status, back.Kind, err)
-		}
 	}
 }
 
