@@ -412,7 +412,8 @@ func TestTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	asIs := func(*x509.Certificate) {}
+	const clock, wants = " (check the clock of Vault's server)", "it asks for a client certificate, which is not supported"
+	asIs, onlyClients := func(*x509.Certificate) {}, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	for name, test := range map[string]struct {
 		change func(*x509.Certificate)
 		server *tls.Config
@@ -424,26 +425,14 @@ func TestTLS(t *testing.T) {
 		"TLS 1.1":              {asIs, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "", "it does not support TLS 1.2 or newer"},
 		"unknown authority":    {asIs, &tls.Config{}, string(otherCA), "its certificate is signed by an unknown authority (check ca_cert)"},
 		"system roots instead": {asIs, &tls.Config{}, "system", "its certificate is signed by an unknown authority (check ca_cert)"},
-		"expired": {
-			func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) }, &tls.Config{}, "",
-			"its certificate has expired (check the clock of Vault's server)",
-		},
-		"not valid yet": {
-			func(c *x509.Certificate) { c.NotBefore = now.Add(time.Hour) }, &tls.Config{}, "",
-			"its certificate is not valid yet (check the clock of Vault's server)",
-		},
-		"no name": {func(c *x509.Certificate) { c.IPAddresses = nil }, &tls.Config{}, "", "its certificate has no subject alternative name"},
+		"expired":              {func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) }, &tls.Config{}, "", "its certificate has expired" + clock},
+		"not valid yet":        {func(c *x509.Certificate) { c.NotBefore = now.Add(time.Hour) }, &tls.Config{}, "", "its certificate is not valid yet" + clock},
+		"no name":              {func(c *x509.Certificate) { c.IPAddresses = nil }, &tls.Config{}, "", "its certificate has no subject alternative name"},
 		// A name that now leads here: DNS rebinding.
-		"another host": {func(c *x509.Certificate) { c.IPAddresses[0] = net.IP{10, 0, 0, 1} }, &tls.Config{}, "", "its certificate is for another host"},
-		"a client's": {
-			func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, &tls.Config{}, "",
-			"its certificate is not for servers",
-		},
-		"wants a certificate, TLS 1.2": {
-			asIs, &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, "",
-			"it asks for a client certificate, which is not supported",
-		},
-		"wants a certificate, TLS 1.3": {asIs, &tls.Config{ClientAuth: tls.RequireAnyClientCert}, "", "it asks for a client certificate, which is not supported"},
+		"another host":                 {func(c *x509.Certificate) { c.IPAddresses[0] = net.IP{10, 0, 0, 1} }, &tls.Config{}, "", "its certificate is for another host"},
+		"a client's":                   {func(c *x509.Certificate) { c.ExtKeyUsage = onlyClients }, &tls.Config{}, "", "its certificate is not for servers"},
+		"wants a certificate, TLS 1.2": {asIs, &tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12}, "", wants},
+		"wants a certificate, TLS 1.3": {asIs, &tls.Config{ClientAuth: tls.RequireAnyClientCert}, "", wants},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

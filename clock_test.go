@@ -177,6 +177,14 @@ func TestClockIsSet(t *testing.T) {
 			e.wantRequests(2)
 			e.want("token", "expire_time", "2000-01-02T18:00:00Z")
 		}},
+		"a request by a clock a month ahead does not hold back others for long": {24 * time.Hour, 720 * time.Hour, func(_ *testing.T, e *engine, clock *steppedClock) {
+			e.configure("default", "token_request_limit", 1)
+			clock.set(0)
+			e.configure("default", "request_timeout", 20) // builds a new snapshot
+			time.Sleep(24*time.Hour + time.Minute)
+			e.token("token")
+			e.wantRequests(2)
+		}},
 		"storage is read again, which makes no life longer": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
 			time.Sleep(10 * time.Hour)
 			clock.set(-time.Hour)

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -14,25 +13,48 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int64) bool { return n > 1 })
-		e.token("token") // unsaved
-		e.storage.failOn("put", "config/", errors.New("disk full"))
-		e.sim.SetClient("second", testSecret)
-		for range 5 {
-			if _, err := e.write("config", map[string]any{"client_id": "second"}); err == nil {
-				t.Fatal("the config was stored")
+// TestLedgerWhenStorageFails: once storage works again, it holds the requests that were
+// sent and may have cost a token, and no others.
+func TestLedgerWhenStorageFails(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		fail func(e *engine)
+		used int
+	}{
+		"verifications count though the config is not stored": {func(e *engine) {
+			e.storage.failPuts(func(n int64) bool { return n > 1 })
+			time.Sleep(2 * time.Minute)
+			e.wantCode(http.StatusOK)(e.write("rotate", nil)) // unsaved
+			e.storage.failOn("put", "config/", errors.New("disk full"))
+			e.sim.SetClient("second", testSecret)
+			for range 5 {
+				e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
 			}
-		}
-		e.storage.heal()
-		e.tick()
-		synctest.Wait()
-		if e.sim.Requests("") != e.status("status")["token_requests_24h"] {
-			t.Errorf("%d requests, %v in the ledger", e.sim.Requests(""), e.status("status")["token_requests_24h"])
-		}
-	})
+		}, 7},
+		"a removal is stored later, though the settings have changed since": {func(e *engine) {
+			time.Sleep(2 * time.Minute)
+			e.sim.SetFault(retryAfter(503, "3600"))
+			e.storage.failPuts(func(n int64) bool { return n == 2 }) // the first is the ledger with the request
+			e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
+			e.storage.heal()
+			e.configure("default", "request_timeout", 20, "verify", false)
+		}, 1},
+		"a request is not sent, because the answer of storage is lost": {func(e *engine) {
+			e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
+			time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
+			e.storage.after(func(string, string) error { return errors.New("the answer is lost") })
+			e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
+		}, 1},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t)
+			test.fail(e)
+			e.storage.heal()
+			e.minute()
+			e.restart()
+			e.want("status", "token_requests_24h", test.used)
+		})
+	}
 }
 
 // TestAFailedVerificationIsNotRepeatedAtOnce: Vault's clients repeat a write that was
@@ -120,39 +142,6 @@ func TestLedgerOutlivesFailedCreations(t *testing.T) {
 			}
 		}
 		e.wantRequests(3)
-	})
-}
-
-// TestUnverifiedWriteKeepsWhatIsUnsaved: the removal of a request from the ledger
-// could not be stored. It is stored later, though the settings have changed since.
-func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		time.Sleep(2 * time.Minute)
-		e.sim.SetFault(retryAfter(503, "3600"))
-		e.storage.failPuts(func(n int64) bool { return n == 2 }) // the first is the ledger with the request
-		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
-		e.storage.heal()
-		e.configure("default", "request_timeout", 20, "verify", false)
-		e.minute()
-		e.restart()
-		e.want("status", "token_requests_24h", 1)
-	})
-}
-
-// TestUnsentRequestIsRemovedFromTheLedger: the ledger was stored, but the answer of
-// storage was lost, so the request was not sent.
-func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
-		time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
-		e.storage.after(func(string, string) error { return errors.New("the answer is lost") })
-		e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
-		e.storage.heal()
-		e.minute()
-		e.restart()
-		e.want("status", "token_requests_24h", 1)
 	})
 }
 

@@ -126,26 +126,31 @@ func TestConfigListShowsHealth(t *testing.T) {
 	})
 }
 
-// TestClientSecretUpdatedTime: it tells when the stored secret last became another one.
-func TestClientSecretUpdatedTime(t *testing.T) {
+// TestTheSameWriteChangesNothing: Terraform writes every field at each apply, and null
+// for those that are not set. client_secret_updated_time tells when the stored secret
+// last became another one.
+func TestTheSameWriteChangesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Clients: map[string]string{testID: testSecret, "second": testSecret}})
-		shown := func(want any) {
-			t.Helper()
-			e.want("config", "client_secret_updated_time", want)
+		again := []any{"rotation_schedule", "0 3,15 * * *", "request_timeout", 20, "audience", nil, "verify", nil, "rotation_period", nil, "ca_cert", nil}
+		e.configure("default", again...)
+		time.Sleep(16 * time.Hour)
+		writes, before := e.storage.writes.Load(), e.stored("config/default")
+		e.configure("default", again...)
+		if n := e.storage.writes.Load() - writes; n != 0 || e.stored("config/default") != before {
+			t.Errorf("%d writes", n)
 		}
-		e.configure("default")
-		time.Sleep(90 * time.Minute)
-		e.configure("default") // the same secret again
+		e.wantRequests(2) // the first, and that of 15:00
+
+		const field = "client_secret_updated_time"
 		e.configure("default", "client_id", "second", "rotation_period", "1h")
-		shown("2000-01-01T00:00:00Z")
 		_, _ = e.write("config", map[string]any{"client_secret": "wrong"}) // Autopay refuses it
-		shown("2000-01-01T00:00:00Z")
+		e.want("config", field, "2000-01-01T00:00:00Z")
 		time.Sleep(time.Second / 2)
 		e.configure("default", "client_secret", "unverified", "verify", false)
-		shown("2000-01-01T01:30:00Z")
+		e.want("config", field, "2000-01-01T16:00:00Z")
 		e.restart()
-		shown("2000-01-01T01:30:00Z")
+		e.want("config", field, "2000-01-01T16:00:00Z")
 	})
 }
 
@@ -252,22 +257,5 @@ func TestRequestTimeoutIsUsed(t *testing.T) {
 		if took := time.Since(begun); took != 3*time.Second {
 			t.Errorf("the exchange took %s, want 3 s", took)
 		}
-	})
-}
-
-// TestTheSameWriteChangesNothing: Terraform writes every field at each apply, and null
-// for those that are not set.
-func TestTheSameWriteChangesNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		again := []any{"rotation_schedule", "0 3,15 * * *", "request_timeout", 20, "audience", nil, "verify", nil, "rotation_period", nil, "ca_cert", nil}
-		e.configure("default", again...)
-		time.Sleep(16 * time.Hour)
-		writes, before := e.storage.writes.Load(), e.stored("config/default")
-		e.configure("default", again...)
-		if n := e.storage.writes.Load() - writes; n != 0 || e.stored("config/default") != before {
-			t.Errorf("%d writes", n)
-		}
-		e.wantRequests(2) // the first, and that of 15:00
 	})
 }
