@@ -403,9 +403,9 @@ func TestProxyErrorsNameTheProxy(t *testing.T) {
 	}
 }
 
-// TestTLS: the secret is sent to no host that can't prove that it is the one which
+// TestExchangeOverTLS: the secret is sent to no host that can't prove that it is the one which
 // token_url names. What is wrong is told apart.
-func TestTLS(t *testing.T) {
+func TestExchangeOverTLS(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
 	_, otherCA, err := autopaysim.SelfSigned()
