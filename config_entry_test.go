@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -14,82 +16,76 @@ import (
 
 func TestConfigRefusesBadFields(t *testing.T) {
 	t.Parallel()
-	secretToo := func(field string, value any) map[string]any {
-		return map[string]any{field: value, "client_secret": testSecret}
-	}
-	for name, test := range map[string]struct {
-		data map[string]any
-		says string
-	}{
-		"client_id empty":              {map[string]any{"client_id": ""}, "client_id is required"},
-		"client_id number":             {map[string]any{"client_id": 4711}, "client_id must be a string"},
-		"client_id with newline":       {map[string]any{"client_id": "id\n"}, "client_id must not end in a newline (does the file that it came from end in one?)"},
-		"client_id too long":           {map[string]any{"client_id": strings.Repeat("x", 4097)}, "client_id must be at most 4096 bytes"},
-		"client_secret empty":          {map[string]any{"client_secret": ""}, "client_secret is required"},
-		"client_secret object":         {map[string]any{"client_secret": map[string]any{"v": testSecret}}, "client_secret must be a string"},
-		"client_secret list":           {map[string]any{"client_secret": []any{testSecret}}, "client_secret must be a string"},
-		"client_secret number":         {map[string]any{"client_secret": 1.5e300}, "client_secret must be a string"},
-		"client_secret bool":           {map[string]any{"client_secret": true}, "client_secret must be a string"},
-		"client_secret with newline":   {map[string]any{"client_secret": testSecret + "\n"}, "client_secret must not end in a newline"},
-		"client_secret with BOM":       {map[string]any{"client_secret": "\ufeff" + testSecret}, "client_secret must be printable text without leading or trailing spaces, tabs or newlines"},
-		"client_secret with NBSP":      {map[string]any{"client_secret": testSecret + "\u00a0"}, "client_secret must be printable"},
-		"client_secret with ZWSP":      {map[string]any{"client_secret": testSecret + "\u200b"}, "client_secret must be printable"},
-		"client_secret not UTF-8":      {map[string]any{"client_secret": testSecret + "\ufffd"}, "client_secret must be valid UTF-8"},
-		"token_url plain http":         {secretToo("token_url", "http://autopay.example/token"), "token_url must be an https URL"},
-		"token_url userinfo":           {secretToo("token_url", "https://me:"+testSecret+"@autopay.example/"), "token_url must not contain a user name"},
-		"token_url control character":  {secretToo("token_url", "https://autopay.example/\x00"), "token_url must be printable"},
-		"token_url without the secret": {map[string]any{"token_url": "https://evil.example/"}, "requires client_secret in the same request"},
-		"ca_cert without the secret":   {map[string]any{"ca_cert": testCA(t)}, "requires client_secret in the same request"},
-		"ca_cert no PEM":               {secretToo("ca_cert", "hello"), "ca_cert must contain PEM certificates"},
-		"ca_cert blank":                {secretToo("ca_cert", " "), "ca_cert must contain PEM certificates"},
-		"ca_cert trailing text":        {secretToo("ca_cert", testCA(t)+"hello"), "ca_cert must contain PEM certificates"},
-		"ca_cert private key":          {secretToo("ca_cert", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"), "ca_cert must contain PEM certificates"},
-		"ca_cert broken certificate":   {secretToo("ca_cert", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "ca_cert contains a certificate that can't be parsed"},
-		"ca_cert too large":            {secretToo("ca_cert", strings.Repeat(testCA(t), 1000)), "ca_cert must be at most"},
-		"audience newline":             {map[string]any{"audience": "https://a\nb"}, "audience must be printable"},
-		"audience list":                {map[string]any{"audience": []any{"a"}}, "audience must be a string"},
-		"rotation_period 4":            {map[string]any{"rotation_period": 4}, "rotation_period must be 0"},
-		"rotation_period negative":     {map[string]any{"rotation_period": "-1h"}, "rotation_period must be a duration"},
-		"rotation_period half seconds": {map[string]any{"rotation_period": "7500ms"}, "rotation_period must be a duration in whole seconds"},
-		"rotation_period fraction":     {map[string]any{"rotation_period": 7.5}, "rotation_period must be a duration"},
-		"rotation_period text":         {map[string]any{"rotation_period": testSecret}, "rotation_period must be a duration"},
-		"rotation_period overflow":     {map[string]any{"rotation_period": "99999999999999999999"}, "rotation_period must be"},
-		"rotation_period 11 years":     {map[string]any{"rotation_period": "4015d"}, "rotation_period must be 0"},
-		"rotation_period 1e3":          {map[string]any{"rotation_period": "1e3"}, "rotation_period must be a duration"},
-		"request_timeout 0":            {map[string]any{"request_timeout": 0}, "request_timeout must be from 1 to 60"},
-		"request_timeout 61":           {map[string]any{"request_timeout": "61s"}, "request_timeout must be from 1 to 60"},
-		"token_request_limit -1":       {map[string]any{"token_request_limit": -1}, "token_request_limit must be from 0"},
-		"token_request_limit fraction": {map[string]any{"token_request_limit": 1.5}, "token_request_limit must be a whole number"},
-		"token_request_limit hex":      {map[string]any{"token_request_limit": "0x1p4"}, "token_request_limit must be a whole number"},
-		"token_request_limit 08":       {map[string]any{"token_request_limit": "08"}, "token_request_limit must be a whole number"},
-		"token_request_limit text":     {map[string]any{"token_request_limit": testSecret}, "token_request_limit must be a whole number"},
-		"token_request_limit huge":     {map[string]any{"token_request_limit": 1e18}, "token_request_limit must be"},
-		"verify text":                  {map[string]any{"verify": testSecret}, "verify must be true or false"},
-		"one bad field of many":        {map[string]any{"request_timeout": 20, "audience": "x", "rotation_period": 3}, "rotation_period must be 0"},
-		"Autopay refuses the secret":   {map[string]any{"client_secret": "wrong"}, "Autopay refused the credential (401): access_denied: Unauthorized; nothing was changed"},
-		"Autopay refuses the audience": {map[string]any{"audience": "https://other.example"}, "Autopay refused the credential (400)"},
+	type fields = map[string]any
+	secretToo := func(field string, value any) fields { return fields{field: value, "client_secret": testSecret} }
+	ca := testCA(t)
+	for says, all := range map[string][]fields{
+		"client_id is required":      {{"client_id": ""}},
+		"client_secret is required":  {{"client_secret": ""}},
+		"client_id must be a string": {{"client_id": 4711}},
+		"client_secret must be a string": {
+			{"client_secret": fields{"v": testSecret}}, {"client_secret": []any{testSecret}}, {"client_secret": 1.5e300}, {"client_secret": true},
+		},
+		"audience must be a string":            {{"audience": []any{"a"}}},
+		"client_id must be at most 4096 bytes": {{"client_id": strings.Repeat("x", 4097)}},
+		"ca_cert must be at most":              {secretToo("ca_cert", strings.Repeat(ca, 1000))},
+		"client_secret must be valid UTF-8":    {{"client_secret": testSecret + "\ufffd"}},
+		"client_id must not end in a newline (does the file that it came from end in one?)":     {{"client_id": "id\n"}},
+		"client_secret must not end in a newline (does the file that it came from end in one?)": {{"client_secret": testSecret + "\n"}},
+		"client_secret must be printable text without leading or trailing spaces, tabs or newlines": {
+			{"client_secret": "\ufeff" + testSecret}, {"client_secret": testSecret + "\u00a0"}, {"client_secret": testSecret + "\u200b"},
+		},
+		"token_url must be printable":                {secretToo("token_url", "https://autopay.example/\x00")},
+		"audience must be printable":                 {{"audience": "https://a\nb"}},
+		"token_url must be an https URL":             {secretToo("token_url", "http://autopay.example/token")},
+		"token_url must not contain a user name":     {secretToo("token_url", "https://me:"+testSecret+"@autopay.example/")},
+		"requires client_secret in the same request": {{"token_url": "https://evil.example/"}, {"ca_cert": ca}},
+		"ca_cert must contain PEM certificates": {
+			secretToo("ca_cert", "hello"), secretToo("ca_cert", " "), secretToo("ca_cert", ca+"hello"),
+			secretToo("ca_cert", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
+		},
+		"ca_cert contains a certificate that can't be parsed": {secretToo("ca_cert", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")},
+		"rotation_period must be 0": {
+			{"rotation_period": 4}, {"rotation_period": "4015d"}, {"request_timeout": 20, "audience": "x", "rotation_period": 3}, // one bad field of many
+		},
+		"rotation_period must be a duration in whole seconds": {
+			{"rotation_period": "-1h"}, {"rotation_period": "7500ms"}, {"rotation_period": 7.5}, {"rotation_period": testSecret}, {"rotation_period": "1e3"},
+		},
+		"rotation_period must be":              {{"rotation_period": "99999999999999999999"}},
+		"request_timeout must be from 1 to 60": {{"request_timeout": 0}, {"request_timeout": "61s"}},
+		"token_request_limit must be from 0":   {{"token_request_limit": -1}},
+		"token_request_limit must be":          {{"token_request_limit": 1e18}},
+		"token_request_limit must be a whole number": {
+			{"token_request_limit": 1.5}, {"token_request_limit": "0x1p4"}, {"token_request_limit": "08"}, {"token_request_limit": testSecret},
+		},
+		"verify must be true or false": {{"verify": testSecret}},
+		"Autopay refused the credential (401): access_denied: Unauthorized; nothing was changed": {{"client_secret": "wrong"}},
+		"Autopay refused the credential (400)":                                                   {{"audience": "https://other.example"}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			e := configured(t, "request_timeout", 5)
-			e.wantUnchanged(func() {
-				resp, err := e.write("config", test.data)
-				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), test.says) || strings.Contains(say(resp, err), "does the file") != strings.Contains(test.says, "newline (") && strings.Contains(test.says, "tabs") {
-					t.Errorf("got %d %q, want a 400 that says %q", code(resp, err), say(resp, err), test.says)
+		for i, data := range all {
+			t.Run(fmt.Sprintf("%s, %d", says, i), func(t *testing.T) {
+				t.Parallel()
+				e := configured(t, "request_timeout", 5)
+				e.wantUnchanged(func() {
+					resp, err := e.write("config", data)
+					if text := say(resp, err); code(resp, err) != http.StatusBadRequest || !strings.Contains(text, says) || strings.Contains(text, "the file") != strings.Contains(says, "the file") {
+						t.Errorf("got %d %q, want a 400 that says %q", code(resp, err), text, says)
+					}
+				})
+				// The same at creation, beside the fields that are required.
+				if !strings.Contains(says, "requires client_secret") {
+					create := withSecret()
+					maps.Copy(create, data)
+					e.wantCode(http.StatusBadRequest)(e.write("config/new", create))
+				}
+				if e.stored("config/new")+e.stored("token/new") != "" {
+					t.Error("a refused creation left something")
+				}
+				if strings.Contains(e.logs.String(), testSecret) {
+					t.Error("the log shows the secret")
 				}
 			})
-			// The same at creation, beside the fields that are required.
-			data := withSecret()
-			maps.Copy(data, test.data)
-			if resp, err := e.write("config/new", data); !strings.Contains(test.says, "requires client_secret") && code(resp, err) != http.StatusBadRequest {
-				t.Errorf("creation got %d %q, want a 400", code(resp, err), say(resp, err))
-			} else if names, _ := e.do(t.Context(), logical.ListOperation, "config/", nil); err == nil && resp.IsError() && (len(names.Data["keys"].([]string)) != 1 || e.stored("token/new") != "") {
-				t.Errorf("a refused creation left %v, %s", names.Data, e.stored("token/new"))
-			}
-			if strings.Contains(e.logs.String(), testSecret) {
-				t.Error("the log shows the secret")
-			}
-		})
+		}
 	}
 }
 
@@ -131,34 +127,89 @@ func TestConfigNames(t *testing.T) {
 	}
 }
 
-// TestAnotherSpellingIsAChange spells the stored token_url in other ways. Each counts
-// as a change, which must bring client_secret.
+// TestAnotherSpellingIsAChange spells the stored token_url and ca_cert in other ways.
+// Each counts as a change, which must bring client_secret.
 func TestAnotherSpellingIsAChange(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
 	ca := testCA(t)
 	e.configure("default", "ca_cert", ca)
 	e.wantUnchanged(func() {
-		for _, data := range []map[string]any{
-			{"token_url": "https://api-auth.autopay.io/oauth/other"},
-			{"token_url": "https://api-auth.autopay.io:443/oauth/token"},
-			{"token_url": "https://api-auth.autopay.io./oauth/token"},
-			{"token_url": "https://api-auth.autopay.io/oauth/token?a=b"},
-			{"token_url": "https://API-AUTH.autopay.io/oauth/token"},
-			{"token_url": "https://api-auth.autopay.io/oauth/../oauth/token"},
-			{"ca_cert": ""},
-			{"ca_cert": ca + ca},
-			{"ca_cert": ca + "\n"},
-			{"ca_cert": testCA(t), "Client_Secret": testSecret},
+		for field, values := range map[string][]string{
+			"token_url": {
+				"https://api-auth.autopay.io/oauth/other", "https://api-auth.autopay.io:443/oauth/token", "https://api-auth.autopay.io./oauth/token",
+				"https://api-auth.autopay.io/oauth/token?a=b", "https://API-AUTH.autopay.io/oauth/token", "https://api-auth.autopay.io/oauth/../oauth/token",
+			},
+			"ca_cert": {"", ca + ca, ca + "\n", testCA(t)},
 		} {
-			for _, verify := range []bool{true, false} {
-				data["verify"] = verify
-				resp, err := e.write("config", data)
+			for i, value := range values {
+				resp, err := e.write("config", map[string]any{field: value, "Client_Secret": testSecret, "verify": i%2 == 0})
 				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "requires client_secret in the same request") {
-					t.Errorf("%v: %v %v", data, resp, err)
+					t.Errorf("%s %q: %v %v", field, value, resp, err)
 				}
 			}
 		}
 	})
 	e.wantRequests(1)
+}
+
+// FuzzConfigFields writes the fields of a JSON object to config, with any text in one
+// of them, over a working credential and as a new one.
+func FuzzConfigFields(f *testing.F) {
+	names := []string{"", fieldVerify}
+	for _, f := range configFields {
+		names = append(names, f.name)
+	}
+	f.Fuzz(func(t *testing.T, object string, exact bool, field uint, text string) {
+		fields, name := map[string]any{}, names[field%uint(len(names))]
+		from := json.NewDecoder(strings.NewReader(object))
+		if exact {
+			from.UseNumber()
+		}
+		if err := from.Decode(&fields); fields == nil || err != nil && name == "" {
+			t.Skip("not an object")
+		}
+		if name != "" {
+			fields[name] = text
+		}
+		for name := range fields {
+			if strings.Contains(name, testSecret) {
+				t.Skip("the name of an unknown field is shown")
+			}
+		}
+		e := configured(t)
+		token, before := e.token("token")["access_token"], e.stored("config/default")
+		for _, path := range []string{"config/new", "config/default"} {
+			resp, err := e.write(path, fields) // checks that the secret is not shown
+			status, stored := code(resp, err), e.stored(path)
+			changed := stored != "" && stored != before
+			switch {
+			case resp == nil && err == nil: // 204
+			case status == http.StatusOK && len(resp.Warnings) > 0:
+			case status != http.StatusBadRequest && status != http.StatusServiceUnavailable:
+				t.Fatalf("%s: %d %q", path, status, say(resp, err))
+			case changed || status == http.StatusBadRequest && e.stored("token/new") != "":
+				t.Errorf("%s: a %d, and storage changed", path, status)
+			}
+			if _, err := decodeConfig([]byte(stored)); changed && err != nil {
+				t.Fatalf("%s: stored, and damaged: %v", path, err)
+			}
+			verify := fields[fieldVerify]
+			if changed && (verify == nil || verify == "") && e.status("status" + strings.TrimPrefix(path, "config"))["state"] != "ok" {
+				t.Errorf("%s: stored without verification", path)
+			}
+		}
+		if resp, err := e.read("token"); err == nil && resp.IsError() || err != nil && code(resp, err) < 502 {
+			t.Errorf("afterwards a read gets %d %q", code(resp, err), say(resp, err))
+		} else if e.stored("config/default") == before && (err != nil || resp.Data["access_token"] != token) {
+			t.Errorf("the config is the same, the token is not: %v", err)
+		}
+		bare := &logical.Request{Operation: logical.ReadOperation, Path: "config", Storage: e.storage}
+		if resp, err := e.HandleRequest(t.Context(), bare); code(resp, err) != http.StatusOK {
+			t.Errorf("afterwards the config is a %d %q", code(resp, err), say(resp, err))
+		}
+		if strings.Contains(e.logs.String(), testSecret) {
+			t.Error("the log shows the secret")
+		}
+	})
 }

@@ -76,25 +76,18 @@ func configured(t *testing.T, more ...any) *engine {
 // start makes a new backend on the same storage, as Vault does after a restart.
 func (e *engine) start() {
 	e.t.Helper()
-	e.startOn(e.storage)
-}
-
-// startOn makes a new backend on other storage.
-func (e *engine) startOn(storage logical.Storage) {
-	e.t.Helper()
 	b, err := newBackend(e.t.Context(), &logical.BackendConfig{
-		StorageView: storage,
-		System:      e.view,
-		Logger:      hclog.New(&hclog.LoggerOptions{Level: max(e.level, hclog.Trace), Output: e.logs}),
-		BackendUUID: "uuid",
-
+		StorageView:  e.storage,
+		System:       e.view,
+		Logger:       hclog.New(&hclog.LoggerOptions{Level: max(e.level, hclog.Trace), Output: e.logs}),
+		BackendUUID:  "uuid",
 		EventsSender: e.events,
 	}, e.opts)
 	if err != nil {
 		e.t.Fatal(err)
 	}
 	e.backend = b
-	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: storage}); err != nil {
+	if err := b.Initialize(e.t.Context(), &logical.InitializationRequest{Storage: e.storage}); err != nil {
 		e.t.Fatal(err)
 	}
 }
@@ -106,11 +99,14 @@ func (e *engine) restart() {
 	e.start()
 }
 
-// peer starts another node on the same storage.
-func (e *engine) peer(state consts.ReplicationState) *engine {
+// peer starts another node on the same storage. change prepares it.
+func (e *engine) peer(state consts.ReplicationState, change ...func(*engine)) *engine {
 	e.t.Helper()
 	node := &engine{t: e.t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts}
 	node.view.state.Store(uint32(state))
+	for _, f := range change {
+		f(node)
+	}
 	node.start()
 	e.t.Cleanup(func() { node.clean(context.Background()) })
 	return node
@@ -197,6 +193,26 @@ func (e *engine) status(path string) map[string]any {
 		e.t.Fatalf("%s: %v %v", path, resp, err)
 	}
 	return resp.Data
+}
+
+// want checks a field of what a path answers.
+func (e *engine) want(path, field string, want any) {
+	e.t.Helper()
+	read := e.status
+	if strings.HasPrefix(path, "token") {
+		read = e.token
+	}
+	if got := read(path)[field]; got != want {
+		e.t.Errorf("%s: %s is %v, want %v", path, field, got, want)
+	}
+}
+
+// wantWithin checks how much time has passed since then.
+func wantWithin(t *testing.T, then time.Time, most time.Duration) {
+	t.Helper()
+	if took := time.Since(then); took > most {
+		t.Errorf("it took %s, want %s at most", took, most)
+	}
 }
 
 // wantCode returns a check of the HTTP status that a response or error becomes.
@@ -342,111 +358,118 @@ func testCA(t *testing.T) string {
 	return string(ca)
 }
 
-// spyStorage counts operations, and fails those that a test chooses.
+// spyStorage counts operations. A test may put something around each of them.
 type spyStorage struct {
 	logical.InmemStorage
 	reads, writes atomic.Int64
-	putTakes      atomic.Int64 // nanoseconds
-	getTakes      atomic.Int64 // nanoseconds, or until the caller leaves
-	mu            sync.Mutex
-	fail          func(op, key string) error // guarded by mu; nil: nothing fails
-	after         func(op, key string) error // as fail, but the operation has been done; guarded by mu
+	around        atomic.Value // of type around
+	primary       *spyStorage  // holds config/; nil: this is not a performance secondary's
 }
 
-func (s *spyStorage) failWith(fail func(op, key string) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.fail = fail
+// of returns the storage that holds a key.
+func (s *spyStorage) of(key string) *logical.InmemStorage {
+	if s.primary != nil && strings.HasPrefix(key, configPrefix) {
+		return &s.primary.InmemStorage
+	}
+	return &s.InmemStorage
 }
 
-// failOn makes one operation fail on all keys with a prefix.
-func (s *spyStorage) failOn(op, prefix string, err error) {
-	s.failWith(func(o, key string) error {
-		if o == op && strings.HasPrefix(key, prefix) {
+// around runs an operation on storage, or makes it fail.
+type around func(ctx context.Context, op, key string, do func() error) error
+
+func (s *spyStorage) set(f around) { s.around.Store(f) }
+
+func (s *spyStorage) run(ctx context.Context, op, key string, do func() error) error {
+	if f, _ := s.around.Load().(around); f != nil {
+		return f(ctx, op, key, do)
+	}
+	return do()
+}
+
+// heal ends all failures.
+func (s *spyStorage) heal() { s.set(nil) }
+
+// failOn makes one operation, or each ("") fail on all keys with a prefix.
+func (s *spyStorage) failOn(operation, prefix string, err error) {
+	s.set(func(_ context.Context, op, key string, do func() error) error {
+		if (operation == "" || op == operation) && strings.HasPrefix(key, prefix) {
 			return err
 		}
-		return nil
+		return do()
+	})
+}
+
+// readOnly makes writes fail as Vault refuses them on keys with a prefix, in the form in
+// which the error crosses the plugin boundary.
+func (s *spyStorage) readOnly(prefixes ...string) {
+	s.set(func(_ context.Context, op, key string, do func() error) error {
+		if op != "get" && op != "list" && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(key, p) }) {
+			return errors.New(logical.ErrReadOnly.Error())
+		}
+		return do()
 	})
 }
 
 // failPuts makes writes fail. It counts them from 1 and asks which.
-func (s *spyStorage) failPuts(which func(n int) bool) {
-	n := 0
-	s.failWith(func(op, _ string) error {
-		if op == "put" {
-			if n++; which(n) {
-				return errors.New("disk full")
-			}
+func (s *spyStorage) failPuts(which func(n int64) bool) {
+	var n atomic.Int64
+	s.set(func(_ context.Context, op, _ string, do func() error) error {
+		if op == "put" && which(n.Add(1)) {
+			return errors.New("disk full")
 		}
-		return nil
+		return do()
 	})
 }
 
-// failAfter calls after once an operation has been done. If after returns an error,
-// the operation fails with it, as if its answer had been lost.
-func (s *spyStorage) failAfter(after func(op, key string) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.after = after
+// after calls then once an operation has been done. If then returns an error, the
+// operation fails with it, as if its answer had been lost.
+func (s *spyStorage) after(then func(op, key string) error) {
+	s.set(func(_ context.Context, op, key string, do func() error) error {
+		if err := do(); err != nil {
+			return err
+		}
+		return then(op, key)
+	})
 }
 
-func (s *spyStorage) check(op, key string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fail == nil {
-		return nil
-	}
-	return s.fail(op, key)
+// slow makes one operation take time. A get ends when its caller leaves.
+func (s *spyStorage) slow(operation string, takes time.Duration) {
+	s.set(func(ctx context.Context, op, _ string, do func() error) error {
+		if op == operation {
+			left := ctx.Done()
+			if op != "get" {
+				left = nil // heeds no context
+			}
+			select {
+			case <-time.After(takes):
+			case <-left:
+				return ctx.Err()
+			}
+		}
+		return do()
+	})
 }
 
-func (s *spyStorage) done(op, key string, err error) error {
-	s.mu.Lock()
-	after := s.after
-	s.mu.Unlock()
-	if err != nil || after == nil {
-		return err
-	}
-	return after(op, key) // without the lock, because it may use the storage
-}
-
-func (s *spyStorage) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+func (s *spyStorage) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {
 	s.reads.Add(1)
-	select {
-	case <-time.After(time.Duration(s.getTakes.Load())):
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	if err := s.check("get", key); err != nil {
-		return nil, err
-	}
-	entry, err := s.InmemStorage.Get(ctx, key)
-	return entry, s.done("get", key, err)
+	err = s.run(ctx, "get", key, func() (err error) { entry, err = s.of(key).Get(ctx, key); return err })
+	return entry, err
+}
+
+func (s *spyStorage) List(ctx context.Context, prefix string) (names []string, err error) {
+	s.reads.Add(1)
+	err = s.run(ctx, "list", prefix, func() (err error) { names, err = s.of(prefix).List(ctx, prefix); return err })
+	return names, err
 }
 
 func (s *spyStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
 	s.writes.Add(1)
-	time.Sleep(time.Duration(s.putTakes.Load()))
-	if err := s.check("put", entry.Key); err != nil {
-		return err
-	}
-	return s.done("put", entry.Key, s.InmemStorage.Put(ctx, entry))
+	return s.run(ctx, "put", entry.Key, func() error { return s.of(entry.Key).Put(ctx, entry) })
 }
 
 func (s *spyStorage) Delete(ctx context.Context, key string) error {
 	s.writes.Add(1)
-	if err := s.check("delete", key); err != nil {
-		return err
-	}
-	return s.done("delete", key, s.InmemStorage.Delete(ctx, key))
-}
-
-func (s *spyStorage) List(ctx context.Context, prefix string) ([]string, error) {
-	s.reads.Add(1)
-	if err := s.check("list", prefix); err != nil {
-		return nil, err
-	}
-	keys, err := s.InmemStorage.List(ctx, prefix)
-	return keys, s.done("list", prefix, err)
+	return s.run(ctx, "delete", key, func() error { return s.of(key).Delete(ctx, key) })
 }
 
 // logBuffer keeps what was logged. It is safe for concurrent use.
@@ -560,20 +583,4 @@ func clockReading(wall time.Time, monotonic time.Duration) time.Time {
 		loc  *time.Location
 	}{hasMonotonic | uint64(since1885)<<nsecShift | uint64(wall.Nanosecond()), int64(monotonic), nil}
 	return *(*time.Time)(unsafe.Pointer(&t))
-}
-
-func TestClockReading(t *testing.T) {
-	t.Parallel()
-	wall := start2000.Add(1234567 * time.Millisecond)
-	a, b := clockReading(wall, time.Minute), clockReading(wall.Add(time.Hour), 3*time.Minute)
-	if !a.Round(0).Equal(wall) || b.Round(0).Sub(a.Round(0)) != time.Hour || b.Sub(a) != 2*time.Minute {
-		t.Errorf("%s and %s: time.Time does not have the layout that this test relies on", a, b)
-	}
-}
-
-// on restarts the engine on other storage.
-func (e *engine) on(storage logical.Storage) {
-	e.t.Helper()
-	e.clean(e.t.Context())
-	e.startOn(storage)
 }

@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -14,65 +13,81 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-func TestVerificationCountsThoughTheConfigIsNotStored(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int) bool { return n > 1 })
-		e.token("token") // unsaved
-		e.storage.failOn("put", "config/", errors.New("disk full"))
-		e.sim.SetClient("second", testSecret)
-		for range 5 {
-			if _, err := e.write("config", map[string]any{"client_id": "second"}); err == nil {
-				t.Fatal("the config was stored")
+// TestLedgerWhenStorageFails: once storage works again, it holds the requests that were
+// sent and may have cost a token, and no others.
+func TestLedgerWhenStorageFails(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		fail func(e *engine)
+		used int
+	}{
+		"verifications count though the config is not stored": {func(e *engine) {
+			e.storage.failPuts(func(n int64) bool { return n > 1 })
+			time.Sleep(2 * time.Minute)
+			e.wantCode(http.StatusOK)(e.write("rotate", nil)) // unsaved
+			e.storage.failOn("put", "config/", errors.New("disk full"))
+			e.sim.SetClient("second", testSecret)
+			for range 5 {
+				e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
 			}
-		}
-		e.storage.failWith(nil)
-		e.tick()
-		synctest.Wait()
-		if e.sim.Requests("") != e.status("status")["token_requests_24h"] {
-			t.Errorf("%d requests, %v in the ledger", e.sim.Requests(""), e.status("status")["token_requests_24h"])
-		}
-	})
+		}, 7},
+		"a removal is stored later, though the settings have changed since": {func(e *engine) {
+			time.Sleep(2 * time.Minute)
+			e.sim.SetFault(retryAfter(503, "3600"))
+			e.storage.failPuts(func(n int64) bool { return n == 2 }) // the first is the ledger with the request
+			e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
+			e.storage.heal()
+			e.configure("default", "request_timeout", 20, "verify", false)
+		}, 1},
+		"a request is not sent, because the answer of storage is lost": {func(e *engine) {
+			e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
+			time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
+			e.storage.after(func(string, string) error { return errors.New("the answer is lost") })
+			e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
+		}, 1},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t)
+			test.fail(e)
+			e.storage.heal()
+			e.minute()
+			e.restart()
+			e.want("status", "token_requests_24h", test.used)
+		})
+	}
 }
 
 // TestAFailedVerificationIsNotRepeatedAtOnce: Vault's clients repeat a write that was
-// answered with a 5xx.
+// answered with a 5xx. The same write is sent again after verifySpacing, and not before
+// the end of Retry-After, and says when it may be.
 func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
-		for range 3 {
-			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_secret": "x"}))
-			time.Sleep(time.Second)
-		}
-		e.wantRequests(2)
-		e.sim.SetFault(autopaysim.Fault{})
-		if resp, err := e.write("config", map[string]any{"client_id": "unknown"}); code(resp, err) != http.StatusBadRequest { // other settings
-			t.Fatal(resp, err)
-		}
-		time.Sleep(verifySpacing)
-		e.sim.SetClient(testID, "x")
-		if resp, err := e.write("config", map[string]any{"client_secret": "x"}); err != nil || resp.IsError() {
-			t.Fatal(resp, err)
-		}
-	})
-}
-
-func TestFailedDeleteCanBeRepeated(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.storage.failOn("delete", "token/", errors.New("disk full"))
-		_, err := e.delete("config")
-		if err == nil {
-			t.Error("no error")
-		}
-		e.storage.failWith(nil)
-		_, err = e.delete("config")
-		got, _ := e.storage.Get(t.Context(), "token/default")
-		if err != nil || got != nil {
-			t.Error("token stays in storage after a 204", err)
-		}
-	})
+	t.Parallel()
+	for name, test := range map[string]struct {
+		fault autopaysim.Fault
+		wait  time.Duration
+		says  string
+	}{
+		"503":         {autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503}, verifySpacing, "the same write may be tried again at 2000-01-01T00:00:05Z"},
+		"Retry-After": {retryAfter(429, "120"), 2 * time.Minute, "nothing was changed; the same write may be tried again at 2000-01-01T00:02:00Z; to store it without"},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t)
+			e.sim.SetFault(test.fault)
+			for range test.wait / time.Second {
+				resp, err := e.write("config", map[string]any{"client_secret": "x"})
+				if e.wantCode(http.StatusServiceUnavailable)(resp, err); !strings.Contains(say(resp, err), test.says) {
+					t.Fatalf("got %q, want %q", say(resp, err), test.says)
+				}
+				time.Sleep(time.Second)
+			}
+			e.wantRequests(2)
+			e.sim.SetFault(autopaysim.Fault{})
+			e.wantCode(http.StatusBadRequest)(e.write("config", map[string]any{"client_id": "unknown"})) // other settings
+			e.sim.SetClient(testID, "x")
+			e.configure("default", "client_secret", "x")
+			e.wantRequests(4)
+		})
+	}
 }
 
 // TestFailedWritesMayHaveBeenDone loses the answer of storage: memory must show
@@ -95,14 +110,14 @@ func TestFailedWritesMayHaveBeenDone(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.sim.SetClient("b", testSecret)
 			e.configure("default")
-			e.storage.failAfter(func(op, key string) error {
+			e.storage.after(func(op, key string) error {
 				if op != "get" && strings.HasPrefix(key, test.key) {
 					return errors.New("the answer is lost")
 				}
 				return nil
 			})
 			e.wantCode(http.StatusInternalServerError)(e.do(t.Context(), test.op, "config", test.data))
-			e.storage.failAfter(nil)
+			e.storage.heal()
 			resp, err := e.read(test.path)
 			if err != nil || (resp == nil) != (test.want == nil) {
 				t.Fatal(resp, err)
@@ -114,18 +129,6 @@ func TestFailedWritesMayHaveBeenDone(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestDamageStaysAfterARefusedWrite: a refused creation over a damaged config does
-// not hide the damage.
-func TestDamageStaysAfterARefusedWrite(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.put("config/default", "{")
-	data := withSecret()
-	data["client_secret"] = "wrong"
-	e.wantCode(http.StatusBadRequest)(e.write("config", data))
-	e.wantCode(http.StatusInternalServerError)(e.read("status"))
 }
 
 func TestLedgerOutlivesFailedCreations(t *testing.T) {
@@ -142,72 +145,6 @@ func TestLedgerOutlivesFailedCreations(t *testing.T) {
 	})
 }
 
-// TestUnverifiedWriteKeepsWhatIsUnsaved: the removal of a request from the ledger
-// could not be stored. It is stored later, though the settings have changed since.
-func TestUnverifiedWriteKeepsWhatIsUnsaved(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		time.Sleep(2 * time.Minute)
-		e.sim.SetFault(retryAfter(503, "3600"))
-		e.storage.failPuts(func(n int) bool { return n == 2 }) // the first is the ledger with the request
-		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
-		e.storage.failWith(nil)
-		e.configure("default", "request_timeout", 20, "verify", false)
-		e.minute()
-		e.restart()
-		if used := e.status("status")["token_requests_24h"]; used != 1 {
-			t.Errorf("%v requests in the ledger, want 1", used)
-		}
-	})
-}
-
-// TestTimerIsSetAgain: the clock was ahead when the timer was set, so the timer goes
-// off too early. Nobody reads and no tick comes.
-func TestTimerIsSetAgain(t *testing.T) {
-	t.Parallel()
-	for name, dead := range map[string]bool{"with a live token": false, "without one": true} {
-		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			clock := e.stepClock()
-			e.configure("default")
-			at := 18 * time.Hour
-			if dead {
-				e.sim.SetFault(retryAfter(503, "3600"))
-				at = 24 * time.Hour // the 7th attempt has just failed
-				time.Sleep(at + time.Second)
-				e.sim.SetFault(autopaysim.Fault{})
-				at += time.Hour
-			}
-			requests := e.sim.Requests("")
-			clock.set(30 * time.Minute)
-			e.configure("default", "request_timeout", 20) // sets the timer
-			clock.set(0)
-			time.Sleep(time.Until(start2000.Add(at - time.Second)))
-			e.wantRequests(requests)
-			time.Sleep(2 * time.Second)
-			e.wantRequests(requests + 1)
-		})
-	}
-}
-
-// TestUnsentRequestIsRemovedFromTheLedger: the ledger was stored, but the answer of
-// storage was lost, so the request was not sent.
-func TestUnsentRequestIsRemovedFromTheLedger(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
-		time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
-		e.storage.failAfter(func(string, string) error { return errors.New("the answer is lost") })
-		e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
-		e.storage.failAfter(nil)
-		e.minute()
-		e.restart()
-		if used := e.status("status")["token_requests_24h"]; used != 1 {
-			t.Errorf("%v requests in the ledger, want 1", used)
-		}
-	})
-}
-
 // TestStorageErrorsAreCleaned: what storage says is shown to readers and stored with the
 // failure, so it must be fit for both.
 func TestStorageErrorsAreCleaned(t *testing.T) {
@@ -219,7 +156,7 @@ func TestStorageErrorsAreCleaned(t *testing.T) {
 		if text := say(resp, err); strings.ContainsFunc(text, notPrintable) || len(text) > 500 {
 			t.Errorf("not fit to show: %.200q", text)
 		}
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.sim.SetFault(retryAfter(503, "3600"))
 		time.Sleep(time.Minute)
 		e.restart()
@@ -230,59 +167,46 @@ func TestStorageErrorsAreCleaned(t *testing.T) {
 	})
 }
 
-// TestADeleteLeavesNothing: not even the ledger of a creation that failed, also after
-// a restart.
-func TestADeleteLeavesNothing(t *testing.T) {
+// TestDelete leaves nothing, not even the ledger of a creation that failed, also after
+// a restart. A delete that failed can be repeated.
+func TestDelete(t *testing.T) {
 	t.Parallel()
-	for name, restart := range map[string]bool{"at once": false, "after a restart": true} {
+	for name, test := range map[string]struct {
+		fault            autopaysim.Fault // while it is created
+		restart, failing bool
+	}{
+		"a credential":               {},
+		"a failed creation":          {autopaysim.Fault{Kind: autopaysim.FaultHang}, false, false},
+		"it after a restart":         {autopaysim.Fault{Kind: autopaysim.FaultHang}, true, false},
+		"again after one that fails": {failing: true},
+	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-			_, _ = e.write("config/x", withSecret())
-			if e.stored("token/x") == "" {
+			e.sim.SetFault(test.fault)
+			_, _ = e.write("config", withSecret())
+			if e.stored("token/default") == "" {
 				t.Error("the request is not in the ledger")
 			}
-			if restart {
+			if test.restart {
 				e.restart()
 			}
-			if resp, err := e.delete("config/x"); resp != nil || err != nil || e.stored("token/x") != "" {
-				t.Errorf("delete: %v %v; %s is left", resp, err, e.stored("token/x"))
+			if test.failing {
+				e.storage.failOn("delete", "token/", errors.New("disk full"))
+				e.wantCode(http.StatusInternalServerError)(e.delete("config"))
+				e.storage.heal()
 			}
+			for range 2 { // to delete what is not there is a 204 too
+				if resp, err := e.delete("config"); resp != nil || err != nil || e.stored("token/default")+e.stored("config/default") != "" {
+					t.Errorf("delete: %v %v; %s is left", resp, err, e.stored("token/default"))
+				}
+			}
+			e.wantCode(http.StatusBadRequest)(e.read("token"))
+			time.Sleep(48 * time.Hour)
+			e.minute()
+			e.wantRequests(1)
+			e.sim.SetFault(autopaysim.Fault{})
+			e.configure("default")
+			e.want("status", "token_requests_24h", 1)
 		})
 	}
-}
-
-// TestADamagedCredentialCanBeDeleted is what the error about it says.
-func TestADamagedCredentialCanBeDeleted(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.put("config/default", "?")
-	if resp, err := e.delete("config"); resp != nil || err != nil {
-		t.Errorf("delete: %v %v, want a 204", resp, err)
-	}
-	if resp, err := e.read("config"); resp != nil || err != nil || e.stored("config/default") != "" {
-		t.Errorf("after the delete: %v %v, want a 404", resp, err)
-	}
-}
-
-// TestAVerificationWaitsAsAutopayAsks: the same write is not sent again before the end
-// of Retry-After, and says when it may be.
-func TestAVerificationWaitsAsAutopayAsks(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(retryAfter(429, "120"))
-		want := "Autopay answered 429 Too Many Requests: temporarily_unavailable: simulated fault; nothing was changed; " +
-			"the same write may be tried again at 2000-01-01T00:02:00Z; to store it without asking Autopay, set verify=false"
-		for range 119 {
-			resp, err := e.write("config", map[string]any{"client_secret": "x"})
-			if e.wantCode(http.StatusServiceUnavailable)(resp, err); say(resp, err) != want {
-				t.Fatalf("got %q, want %q", say(resp, err), want)
-			}
-			time.Sleep(time.Second)
-		}
-		e.wantRequests(2)
-		time.Sleep(time.Second)
-		_, _ = e.write("config", map[string]any{"client_secret": "x"})
-		e.wantRequests(3)
-	})
 }

@@ -23,14 +23,15 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// modelRuns is how many random lives TestModel runs. Each has a fixed seed of its own.
+// modelRuns is how many random runs TestModel has. Each has a fixed seed of its own.
 var modelRuns = flag.Int("model.runs", 3, "random runs of TestModel")
 
-// model is one random life of a mount: 30 days of readers, operators, outages,
+// model is one random run of a mount: 30 days of readers, operators, outages,
 // refusals, restarts, times as a standby and failing storage, and in every third run
 // of clocks that are set. It checks the ten rules after every step and for every
 // request that reaches Autopay.
 type model struct {
+	*modelStats
 	t       *testing.T
 	rng     *rand.Rand
 	e       *engine
@@ -44,9 +45,12 @@ type model struct {
 	clock   *steppedClock
 	clocks  clockFaults
 	lossy   bool // storage has failed in this run, so removals from the ledger may be lost
-	stats   *modelStats
+	story   story
 	mu      sync.Mutex // guards the credentials and the windows against onRequest
 }
+
+// modelStats count what happened in all runs.
+type modelStats struct{ steps, reads, requests, restarts, writes atomic.Int64 }
 
 // clockFaults are what may happen to the wall clock in a run.
 type clockFaults int
@@ -75,34 +79,42 @@ type modelCredential struct {
 	asked    time.Time     // when the last request came; zero: something has happened since that may cause another
 }
 
-// modelStats are the totals and the tightest margins over all runs.
-type modelStats struct {
-	steps, reads, requests, restarts, writes atomic.Int64
-	mu                                       sync.Mutex
-	life                                     time.Duration // least life left in a token served, beyond the margin
-	gap                                      time.Duration // shortest wait after a failure
-	full                                     float64       // fullest ledger, used / limit
+// story is what happened last in a run.
+type story struct {
+	mu    sync.Mutex
+	lines []string
+	last  string // without its time
+	times int    // that it happened in a row
+}
+
+func (s *story) tell(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	line := fmt.Sprintf(format, args...)
+	if s.times++; line == s.last {
+		s.lines[len(s.lines)-1] = fmt.Sprintf("%12s  %s, %d times", time.Since(start2000).Round(time.Millisecond), line, s.times)
+		return
+	}
+	s.last, s.times = line, 1
+	s.lines = append(s.lines, fmt.Sprintf("%12s  %s", time.Since(start2000).Round(time.Millisecond), line))
+	s.lines = s.lines[max(0, len(s.lines)-15):]
 }
 
 func TestModel(t *testing.T) {
 	t.Parallel()
-	stats := &modelStats{life: time.Hour, gap: time.Hour}
+	stats := new(modelStats)
 	t.Run("runs", func(t *testing.T) {
 		for seed := range *modelRuns {
-			t.Run(fmt.Sprint(seed), func(t *testing.T) {
-				bubble(t, func(t *testing.T) { live(t, uint64(seed), stats) })
-			})
+			runInBubble(t, fmt.Sprint(seed), func(t *testing.T) { live(t, uint64(seed), stats) })
 		}
 	})
 	t.Logf("FIGURE: %d runs of 30 days, %d steps, %d reads, %d requests to Autopay, %d restarts, %d operators' writes",
 		*modelRuns, stats.steps.Load(), stats.reads.Load(), stats.requests.Load(), stats.restarts.Load(), stats.writes.Load())
-	t.Logf("FIGURE: tightest: %s of life left beyond the margin, %s between a failure and the next request, %.0f %% of a ledger used",
-		stats.life, stats.gap, 100*stats.full)
 }
 
 func live(t *testing.T, seed uint64, stats *modelStats) {
 	t.Helper()
-	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 4711)), stats: stats, byID: map[string]*modelCredential{}}
+	m := &model{t: t, rng: rand.New(rand.NewPCG(seed, 4711)), modelStats: stats, byID: map[string]*modelCredential{}}
 	m.patient, m.clock = seed%8 == 0, new(steppedClock)
 	if seed%3 == 1 {
 		m.clocks = steppedClocks + clockFaults(seed%2)
@@ -126,11 +138,14 @@ func live(t *testing.T, seed uint64, stats *modelStats) {
 	}
 	m.since = time.Now()
 	for time.Since(start2000) < 30*24*time.Hour && !t.Failed() {
-		m.stats.steps.Add(1)
+		m.steps.Add(1)
 		m.step(m.names[m.rng.IntN(len(m.names))])
 		synctest.Wait()
 		time.Sleep(m.pause())
 		m.read(m.names[m.rng.IntN(len(m.names))])
+	}
+	if t.Failed() {
+		t.Logf("the end of this run (again: go test -run 'TestModel/runs/%d$' . -model.runs=%d):\n%s", seed, seed+1, strings.Join(m.story.lines, "\n"))
 	}
 }
 
@@ -154,6 +169,7 @@ func (m *model) step(c *modelCredential) {
 	now := time.Now()
 	switch dice := m.rng.IntN(100); {
 	case dice < 20:
+		m.story.tell("tick")
 		m.e.tick()
 	case dice < 40:
 		m.heal()
@@ -174,26 +190,22 @@ func (m *model) step(c *modelCredential) {
 			{Kind: "same_token"},
 			{Kind: "delay", Delay: time.Duration(m.rng.IntN(12)) * time.Second},
 		}
-		m.ill = true
-		m.e.sim.SetFault(kinds[m.rng.IntN(len(kinds))])
+		m.fault(kinds[m.rng.IntN(len(kinds))])
 	case dice < 60:
-		m.e.sim.SetLifetime(m.lifetime())
+		lifetime := m.lifetime()
+		m.story.tell("tokens now live for %s", lifetime)
+		m.e.sim.SetLifetime(lifetime)
 	case dice < 64 && m.clocks != rightClock:
 		m.setClock()
 	case dice < 66 && m.clocks != steppedClocks:
 		m.restart()
 	case dice < 70 && !m.standby.holds(now.Add(1)):
-		m.open(&m.standby, now)
+		m.open("standby", &m.standby, now)
 		m.e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
 	case dice < 73 && !m.noDisk.holds(now.Add(1)):
 		m.lossy = true
-		m.open(&m.noDisk, now)
-		m.e.storage.failWith(func(op, _ string) error {
-			if op == "put" || op == "delete" {
-				return errors.New("disk full")
-			}
-			return nil
-		})
+		m.open("no storage", &m.noDisk, now)
+		m.e.storage.failPuts(func(int64) bool { return true })
 	case dice < 85:
 		m.operate(c, "rotate/"+c.name, nil)
 	default:
@@ -222,16 +234,25 @@ func (m *model) step(c *modelCredential) {
 	}
 }
 
+// fault sets a fault at Autopay.
+func (m *model) fault(fault autopaysim.Fault) {
+	m.story.tell("fault %s %d", fault.Kind, fault.Status)
+	m.ill = true
+	m.e.sim.SetFault(fault)
+}
+
 // setClock sets the wall clock: by minutes, by as much as a token lives, by a month, or right.
 func (m *model) setClock() {
 	by := []time.Duration{5 * time.Minute, 4 * time.Hour, 30 * 24 * time.Hour}[m.rng.IntN(3)]
-	m.clock.set([]time.Duration{0, by, -by}[m.rng.IntN(3)] * time.Duration(m.rng.IntN(1000)) / 1000)
+	step := []time.Duration{0, by, -by}[m.rng.IntN(3)] * time.Duration(m.rng.IntN(1000)) / 1000
+	m.story.tell("the clock is set to be %s ahead", step)
+	m.clock.set(step)
 	m.forget()
 	if m.rng.IntN(2) == 0 { // whose times are those of another clock
-		m.ill = true
-		m.e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		m.fault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
 	}
 	if m.clocks == wrongClocks && m.rng.IntN(4) > 0 {
+		m.story.tell("restart")
 		m.e.restart()
 	}
 }
@@ -246,7 +267,8 @@ func (m *model) forget() {
 	}
 }
 
-func (m *model) open(w *window, now time.Time) {
+func (m *model) open(what string, w *window, now time.Time) {
+	m.story.tell("%s", what)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	*w = window{from: now}
@@ -258,7 +280,8 @@ func (m *model) operate(c *modelCredential, path string, data map[string]any) bo
 	c.operator = path
 	m.mu.Unlock()
 	resp, err := m.e.write(path, data)
-	m.stats.writes.Add(1)
+	m.writes.Add(1)
+	m.story.tell("write %s %v: %d %s", path, data, code(resp, err), say(resp, err))
 	synctest.Wait() // for onRequest, which is called after a request was answered
 	m.mu.Lock()
 	c.operator, c.asked = "", time.Time{}
@@ -269,8 +292,9 @@ func (m *model) operate(c *modelCredential, path string, data map[string]any) bo
 // heal ends all faults, with the tick that notices it.
 func (m *model) heal() {
 	now := time.Now()
+	m.story.tell("all faults end")
 	m.e.sim.SetFault(autopaysim.Fault{})
-	m.e.storage.failWith(nil)
+	m.e.storage.heal()
 	m.e.view.state.Store(0)
 	m.mu.Lock()
 	for _, w := range []*window{&m.standby, &m.noDisk} {
@@ -285,7 +309,8 @@ func (m *model) heal() {
 
 // restart ends the process and starts another, which must serve the same tokens (rule 6).
 func (m *model) restart() {
-	m.stats.restarts.Add(1)
+	m.restarts.Add(1)
+	m.story.tell("restart")
 	synctest.Wait()
 	now := m.clock.now()
 	keep := map[string]string{}
@@ -316,11 +341,12 @@ func (m *model) restart() {
 
 // read reads a token and checks the rules that a reader relies on.
 func (m *model) read(c *modelCredential) {
-	m.stats.reads.Add(1)
+	m.reads.Add(1)
 	begun := time.Now()
 	s := m.e.credential(c.name).snap.Load()
 	had := s != nil && s.live(m.clock.now())
 	resp, err := m.e.read("token/" + c.name)
+	m.story.tell("read %s: %d %s", c.name, code(resp, err), say(resp, err))
 	now := time.Now()
 	if took := now.Sub(begun); had && took > 0 {
 		m.t.Errorf("rule 1: a reader of a live token waited %s", took)
@@ -363,9 +389,6 @@ func (m *model) read(c *modelCredential) {
 	if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > max(5, resp.Data["rotation_period"].(int64)) || len(resp.Warnings) > 0 && ttl > 60 {
 		m.t.Errorf("rule 5: ttl %d with warnings %v", ttl, resp.Warnings)
 	}
-	m.stats.mu.Lock()
-	m.stats.life = min(m.stats.life, spare)
-	m.stats.mu.Unlock()
 }
 
 // owner asks Autopay's protected resource whose token it is; "" if it is dead.
@@ -386,7 +409,8 @@ func (m *model) onRequest(entry autopaysim.Entry) {
 	if entry.Path != autopaysim.TokenPath {
 		return
 	}
-	m.stats.requests.Add(1)
+	m.requests.Add(1)
+	m.story.tell("request of %s: %d %s after %s", entry.ClientID, entry.Status, entry.Fault, entry.Duration)
 	c := m.byID[entry.ClientID]
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -400,17 +424,20 @@ func (m *model) onRequest(entry autopaysim.Entry) {
 		m.t.Errorf("rule 2: %d requests in flight", n)
 	}
 	c.checkPace(m, entry.Time)
+
 	rule := ruleFor(entry.Status, entry.Fault == autopaysim.FaultOAuthError)
-	good := entry.Status == http.StatusOK && slices.Contains([]string{"", "delay", "same_token", "quoted"}, entry.Fault)
-	if good || rule.counts {
+	gotToken := entry.Status == http.StatusOK && slices.Contains([]string{"", "delay", "same_token", "quoted"}, entry.Fault)
+	gaveUp := entry.Status == 0 && entry.Fault != "close" && entry.Duration < defaultRequestTimeout*time.Second
+	verifying := strings.HasPrefix(c.operator, "config")
+	if gotToken || rule.counts {
 		c.checkLimit(m, entry.Time)
 	}
 	switch {
-	case good:
+	case gotToken:
 		c.failed = time.Time{}
-	case entry.Status == 0 && entry.Fault != "close" && entry.Duration < defaultRequestTimeout*time.Second:
-		c.asked = time.Time{} // the process ended before the answer came, so its successor may ask at once
-	case !strings.HasPrefix(c.operator, "config"): // a failed verification changes nothing
+	case gaveUp: // the process ended before the answer came, so its successor may ask at once
+		c.asked = time.Time{}
+	case !verifying: // whose failure changes nothing
 		c.failed, c.wait = time.Now(), rule.wait
 	}
 }
@@ -426,13 +453,9 @@ func (c *modelCredential) checkPace(m *model, at time.Time) {
 	if c.failed.IsZero() || c.operator != "" {
 		return
 	}
-	gap := at.Sub(c.failed)
-	if gap < c.wait {
+	if gap := at.Sub(c.failed); gap < c.wait {
 		m.t.Errorf("rule 5: a request came %s after a failure, want at least %s", gap, c.wait)
 	}
-	m.stats.mu.Lock()
-	defer m.stats.mu.Unlock()
-	m.stats.gap = min(m.stats.gap, gap)
 }
 
 // checkLimit counts a request that may have cost a token. The caller holds m.mu.
@@ -448,79 +471,6 @@ func (c *modelCredential) checkLimit(m *model, at time.Time) {
 	if used > c.limit {
 		m.t.Errorf("rule 8: %d requests in 24 h, the limit is %d", used, c.limit)
 	}
-	m.stats.mu.Lock()
-	defer m.stats.mu.Unlock()
-	m.stats.full = max(m.stats.full, float64(used)/float64(c.limit))
-}
-
-// slowStorage is storage whose operations take random time and fail at random.
-// No lock is held meanwhile. It may be a performance secondary's: then config/ is
-// the primary's, which nobody here can slow down, and token/ its own.
-type slowStorage struct {
-	*spyStorage
-	primary *spyStorage // nil: not a secondary's
-
-	mu      sync.Mutex
-	rng     *rand.Rand
-	slowest time.Duration
-	failing bool // every third operation, at random
-}
-
-func (s *slowStorage) set(slowest time.Duration, failing bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.slowest, s.failing = slowest, failing
-}
-
-// around runs an operation with a pause before and after it. A failure may come
-// after the operation has been done.
-func (s *slowStorage) around(do func() error) error {
-	s.mu.Lock()
-	var before, after time.Duration
-	if s.slowest > 0 {
-		before, after = rand.N(s.slowest), rand.N(s.slowest)
-	}
-	fails, done := s.failing && s.rng.IntN(3) == 0, s.rng.IntN(2) == 0
-	s.mu.Unlock()
-	time.Sleep(before)
-	defer time.Sleep(after)
-	failure := errors.New("input/output error")
-	if fails && !done {
-		return failure
-	}
-	if err := do(); err != nil {
-		return err
-	}
-	if fails {
-		return failure
-	}
-	return nil
-}
-
-// of returns the storage that holds a key.
-func (s *slowStorage) of(key string) *spyStorage {
-	if s.primary != nil && strings.HasPrefix(key, configPrefix) {
-		return s.primary
-	}
-	return s.spyStorage
-}
-
-func (s *slowStorage) Get(ctx context.Context, key string) (entry *logical.StorageEntry, err error) {
-	err = s.around(func() (err error) { entry, err = s.of(key).Get(ctx, key); return err })
-	return entry, err
-}
-
-func (s *slowStorage) List(ctx context.Context, prefix string) (names []string, err error) {
-	err = s.around(func() (err error) { names, err = s.of(prefix).List(ctx, prefix); return err })
-	return names, err
-}
-
-func (s *slowStorage) Put(ctx context.Context, entry *logical.StorageEntry) error {
-	return s.around(func() error { return s.of(entry.Key).Put(ctx, entry) })
-}
-
-func (s *slowStorage) Delete(ctx context.Context, key string) error {
-	return s.around(func() error { return s.of(key).Delete(ctx, key) })
 }
 
 // TestConcurrentLives lets readers, operators, Vault and other nodes act on a mount
@@ -528,11 +478,9 @@ func (s *slowStorage) Delete(ctx context.Context, key string) error {
 // again, memory must agree with storage, and every token must be fresh.
 func TestConcurrentLives(t *testing.T) {
 	t.Parallel()
-	for _, node := range []string{"active node", "performance secondary"} {
+	for _, secondary := range []bool{false, true} {
 		for seed := range uint64(*modelRuns) {
-			t.Run(fmt.Sprintf("%s, %d", node, seed), func(t *testing.T) {
-				bubble(t, func(t *testing.T) { newConcurrentLife(t, seed, node == "performance secondary").run() })
-			})
+			runInBubble(t, fmt.Sprintf("%d, secondary %v", seed, secondary), func(t *testing.T) { newConcurrentLife(t, seed, secondary).run() })
 		}
 	}
 }
@@ -540,7 +488,6 @@ func TestConcurrentLives(t *testing.T) {
 // concurrentLife is a mount in which much happens at once.
 type concurrentLife struct {
 	*engine
-	storage  *slowStorage
 	rng      *rand.Rand
 	operator *engine // where config is written: the primary, if this is a secondary
 	names    []string
@@ -549,26 +496,39 @@ type concurrentLife struct {
 func newConcurrentLife(t *testing.T, seed uint64, secondary bool) *concurrentLife {
 	t.Helper()
 	l := &concurrentLife{rng: rand.New(rand.NewPCG(seed, 4711)), names: []string{"n0", "n1"}}
-	e := newEngine(t, autopaysim.Options{
+	l.operator = newEngine(t, autopaysim.Options{
 		Clients: map[string]string{"a": testSecret, "b": testSecret}, Lifetime: 2 * time.Minute << l.rng.IntN(9),
 	})
-	l.storage = &slowStorage{spyStorage: e.storage, rng: rand.New(rand.NewPCG(seed, 7))}
-	l.engine, l.operator = e, e
+	l.engine = l.operator
 	if secondary {
-		l.storage = &slowStorage{spyStorage: &spyStorage{}, primary: e.storage, rng: l.storage.rng}
-		l.engine = &engine{t: t, storage: l.storage.spyStorage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: e.opts, backend: e.backend}
-		l.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
-		l.startOn(l.storage)
-		t.Cleanup(func() { l.clean(context.Background()) })
-		return l
+		l.engine = l.operator.peer(consts.ReplicationPerformanceSecondary, func(node *engine) { node.storage = &spyStorage{primary: l.operator.storage} })
 	}
-	l.on(l.storage)
 	return l
+}
+
+// disturb makes storage take random time and fail at random, before or after an
+// operation has been done.
+func (l *concurrentLife) disturb(slowest time.Duration, failing bool) {
+	failure := errors.New("input/output error")
+	l.storage.set(func(_ context.Context, _, _ string, do func() error) error {
+		if slowest > 0 {
+			time.Sleep(rand.N(slowest))
+			defer time.Sleep(rand.N(slowest))
+		}
+		fails, done := failing && rand.N(3) == 0, rand.N(2) == 0
+		if fails && !done {
+			return failure
+		}
+		if err := do(); err != nil || !fails {
+			return err
+		}
+		return failure
+	})
 }
 
 func (l *concurrentLife) run() {
 	for round := 0; round < 12 && !l.t.Failed(); round++ {
-		l.storage.set([]time.Duration{0, 50 * time.Millisecond, 2 * time.Second}[l.rng.IntN(3)], l.rng.IntN(4) == 0)
+		l.disturb([]time.Duration{0, 50 * time.Millisecond, 2 * time.Second}[l.rng.IntN(3)], l.rng.IntN(4) == 0)
 		faults := []autopaysim.Fault{
 			{},
 			{},
@@ -590,7 +550,7 @@ func (l *concurrentLife) run() {
 		}
 		wg.Wait()
 		l.sim.SetFault(autopaysim.Fault{})
-		l.storage.set(0, false)
+		l.storage.heal()
 		for range 12 {
 			l.minute()
 		}

@@ -14,9 +14,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
-
-	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -28,11 +25,6 @@ func TestConfigUpdate(t *testing.T) {
 		token := e.token("token")["access_token"]
 
 		// A write that changes nothing that a token is issued for sends no request.
-		writes := e.storage.writes.Load()
-		e.configure("default") // as Terraform does
-		if got := e.storage.writes.Load(); got != writes {
-			t.Errorf("the same write again wrote %d entries", got-writes)
-		}
 		for _, data := range []map[string]any{
 			{"rotation_period": 3600.0},
 			{"rotation_period": "2h"},
@@ -48,9 +40,7 @@ func TestConfigUpdate(t *testing.T) {
 				t.Fatal(data, resp, err)
 			}
 		}
-		if e.token("token")["access_token"] != token {
-			t.Error("the token was replaced")
-		}
+		e.want("token", "access_token", token)
 		e.wantRequests(1)
 		want := map[string]any{
 			"client_id": testID, "token_url": defaultTokenURL, "audience": defaultAudience, "ca_cert": "",
@@ -133,103 +123,56 @@ func TestConfigListShowsHealth(t *testing.T) {
 				}
 			}
 		}
-		// A standby passes the list on, because what it remembers may be old.
-		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-		if _, err := e.do(t.Context(), logical.ListOperation, "config/", nil); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-			t.Errorf("a standby's list: %v, want read-only, so that Vault passes it on", err)
-		}
 	})
 }
 
-// TestClientSecretUpdatedTime: it tells when the stored secret last became another one.
-func TestClientSecretUpdatedTime(t *testing.T) {
+// TestTheSameWriteChangesNothing: Terraform writes every field at each apply, and null
+// for those that are not set. client_secret_updated_time tells when the stored secret
+// last became another one.
+func TestTheSameWriteChangesNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Clients: map[string]string{testID: testSecret, "second": testSecret}})
-		shown := func(want any) {
-			t.Helper()
-			if got := e.status("config")["client_secret_updated_time"]; got != want {
-				t.Errorf("client_secret_updated_time is %v, want %v", got, want)
-			}
+		again := []any{"rotation_schedule", "0 3,15 * * *", "request_timeout", 20, "audience", nil, "verify", nil, "rotation_period", nil, "ca_cert", nil}
+		e.configure("default", again...)
+		time.Sleep(16 * time.Hour)
+		writes, before := e.storage.writes.Load(), e.stored("config/default")
+		e.configure("default", again...)
+		if n := e.storage.writes.Load() - writes; n != 0 || e.stored("config/default") != before {
+			t.Errorf("%d writes", n)
 		}
-		e.configure("default")
-		time.Sleep(90 * time.Minute)
-		writes := e.storage.writes.Load()
-		e.configure("default") // the same secret again
-		if got := e.storage.writes.Load(); got != writes {
-			t.Errorf("the same secret again wrote %d entries", got-writes)
-		}
+		e.wantRequests(2) // the first, and that of 15:00
+
+		const field = "client_secret_updated_time"
 		e.configure("default", "client_id", "second", "rotation_period", "1h")
-		shown("2000-01-01T00:00:00Z")
 		_, _ = e.write("config", map[string]any{"client_secret": "wrong"}) // Autopay refuses it
-		shown("2000-01-01T00:00:00Z")
+		e.want("config", field, "2000-01-01T00:00:00Z")
 		time.Sleep(time.Second / 2)
 		e.configure("default", "client_secret", "unverified", "verify", false)
-		shown("2000-01-01T01:30:00Z")
+		e.want("config", field, "2000-01-01T16:00:00Z")
 		e.restart()
-		shown("2000-01-01T01:30:00Z")
+		e.want("config", field, "2000-01-01T16:00:00Z")
 	})
 }
 
-func TestConfigReadsAndDeletesQuoteNothing(t *testing.T) {
+// TestConfigQuotesNothing gives config paths fields that they don't take.
+func TestConfigQuotesNothing(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
-	for _, op := range []logical.Operation{logical.ReadOperation, logical.DeleteOperation, logical.ListOperation} {
-		path := "config"
-		if op == logical.ListOperation {
-			path = "config/"
-		}
-		resp, err := e.do(t.Context(), op, path, map[string]any{"client_secret": []any{testSecret}})
-		if code(resp, err) != http.StatusBadRequest {
-			t.Errorf("%s: %d %q", op, code(resp, err), say(resp, err))
-		}
+	for path, op := range map[string]logical.Operation{
+		"config": logical.ReadOperation, "config/default": logical.DeleteOperation, "config/": logical.ListOperation,
+	} {
+		e.wantCode(http.StatusBadRequest)(e.do(t.Context(), op, path, map[string]any{"client_secret": []any{testSecret}}))
 	}
-}
-
-func TestConfigUnknownFieldIsWarnedOf(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	resp, err := e.write("config", map[string]any{
-		"client_id": testID, "client_secret": testSecret, "client_secrte": map[string]any{"x": testSecret},
-	})
-	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "client_secrte") {
-		t.Errorf("got %v %v, want one warning", resp, err)
-	}
-}
-
-func TestNameInTheBodyIsRefused(t *testing.T) {
-	t.Parallel()
-	e := configured(t)
 	e.wantUnchanged(func() {
 		resp, err := e.write("config", map[string]any{"name": "oslo", "rotation_period": 3600})
 		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to config/NAME on this mount") {
-			t.Errorf("got %v %v", resp, err)
+			t.Errorf("a name in the body: %v %v", resp, err)
 		}
 	})
-}
-
-func TestConfigDelete(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		for range 2 { // to delete what is not there is a 204 too
-			if resp, err := e.delete("config"); resp != nil || err != nil {
-				t.Fatalf("delete: %v %v, want a 204", resp, err)
-			}
-		}
-		for _, prefix := range []string{configPrefix, tokenPrefix} {
-			if keys, err := e.storage.List(t.Context(), prefix); len(keys) != 0 || err != nil {
-				t.Errorf("left in storage: %v %v", keys, err)
-			}
-		}
-		e.wantCode(http.StatusBadRequest)(e.read("token"))
-		time.Sleep(48 * time.Hour)
-		e.tick()
-		synctest.Wait()
-		e.wantRequests(1)
-		e.configure("default")
-		if used := e.status("status")["token_requests_24h"]; used != 1 {
-			t.Errorf("%v requests in the ledger after delete and creation, want 1", used)
-		}
-	})
+	resp, err := e.write("config", map[string]any{"audience": "", "client_secrte": map[string]any{"x": testSecret}})
+	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "client_secrte") {
+		t.Errorf("an unknown field: %v %v, want one warning", resp, err)
+	}
 }
 
 func TestConfigDamagedInStorage(t *testing.T) {
@@ -237,6 +180,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 	for name, stored := range map[string]string{
 		"no JSON":       testSecret,
 		"truncated":     `{"client_id":"x","client_secret":"` + testSecret,
+		"nested":        strings.Repeat(`{"client_id":`, 200_000) + "1" + strings.Repeat("}", 200_000),
 		"other types":   `{"client_id":1,"client_secret":"` + testSecret + `"}`,
 		"no generation": `{"client_id":"x","client_secret":"` + testSecret + `","request_timeout":10}`,
 		"no secret":     `{"client_id":"x","request_timeout":10,"generation":"g"}`,
@@ -245,18 +189,24 @@ func TestConfigDamagedInStorage(t *testing.T) {
 			t.Parallel()
 			e := newEngine(t, autopaysim.Options{})
 			e.put("config/x", stored)
+			// Refused writes over it do not hide the damage.
+			e.wantCode(http.StatusBadRequest)(e.write("config/x", map[string]any{"request_timeout": 10}))
+			e.wantCode(http.StatusBadRequest)(e.write("config/x", map[string]any{"client_id": testID, "client_secret": "wrong"}))
 			for _, path := range []string{"config/x", "token/x", "status/x"} {
 				resp, err := e.read(path)
 				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(say(resp, err), "write it again with client_id and client_secret, or delete it") {
 					t.Errorf("%s: %d %q", path, code(resp, err), say(resp, err))
 				}
 			}
-			resp, err := e.write("config/x", map[string]any{"request_timeout": 10})
-			if code(resp, err) != http.StatusBadRequest {
-				t.Errorf("a partial write over it: %d %q, want a 400", code(resp, err), say(resp, err))
-			}
+			e.metricsHold("damaged", map[string]float64{
+				`autopay_credential_state{name="x",state="failing"}`: 1, `autopay_token_reads_total{name="x",outcome="error"}`: 1, `autopay_token_request_limit{name="x"}`: -1,
+			})
 			e.configure("x")
 			e.token("token/x")
+			e.put("config/y", stored)
+			if resp, err := e.delete("config/y"); resp != nil || err != nil || e.stored("config/y") != "" {
+				t.Errorf("delete: %v %v, want a 204", resp, err)
+			}
 		})
 	}
 }
@@ -264,7 +214,7 @@ func TestConfigDamagedInStorage(t *testing.T) {
 func TestConfigStorageFails(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
-	e.storage.failWith(func(op, _ string) error { return errors.New(op + " does not work") })
+	e.storage.failOn("", "", errors.New("it does not work"))
 	for op, path := range map[logical.Operation]string{
 		logical.ReadOperation: "config/other", logical.UpdateOperation: "config",
 		logical.DeleteOperation: "config", logical.ListOperation: "config/",
@@ -297,20 +247,6 @@ func TestConfigCACert(t *testing.T) {
 	}
 }
 
-// TestAWriteBeyondTheLimitLeavesMemoryAlone: it stored nothing, so nothing has to be read again.
-func TestAWriteBeyondTheLimitLeavesMemoryAlone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.configure("default", "token_request_limit", 1)
-		_, _ = e.write("config", map[string]any{"client_id": "other"})
-		reads := e.storage.reads.Load()
-		e.token("token")
-		if got := e.storage.reads.Load(); got != reads {
-			t.Errorf("%d reads of storage", got-reads)
-		}
-	})
-}
-
 // TestRequestTimeoutIsUsed: the exchange ends when request_timeout says.
 func TestRequestTimeoutIsUsed(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -321,34 +257,5 @@ func TestRequestTimeoutIsUsed(t *testing.T) {
 		if took := time.Since(begun); took != 3*time.Second {
 			t.Errorf("the exchange took %s, want 3 s", took)
 		}
-	})
-}
-
-// TestSecretsAreMarkedSensitive, so that Vault's UI and its OpenAPI document know.
-func TestSecretsAreMarkedSensitive(t *testing.T) {
-	t.Parallel()
-	for name, field := range map[string]*framework.FieldSchema{
-		"client_secret": configSchema()[fieldClientSecret], "access_token": tokenFields()["access_token"],
-	} {
-		if field.DisplayAttrs == nil || !field.DisplayAttrs.Sensitive {
-			t.Errorf("%s is not marked sensitive", name)
-		}
-	}
-}
-
-// TestTheSameWriteChangesNothing: Terraform writes every field at each apply, and null
-// for those that are not set.
-func TestTheSameWriteChangesNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		again := []any{"rotation_schedule", "0 3,15 * * *", "request_timeout", 20, "audience", nil, "verify", nil, "rotation_period", nil, "ca_cert", nil}
-		e.configure("default", again...)
-		time.Sleep(16 * time.Hour)
-		writes, before := e.storage.writes.Load(), e.stored("config/default")
-		e.configure("default", again...)
-		if n := e.storage.writes.Load() - writes; n != 0 || e.stored("config/default") != before {
-			t.Errorf("%d writes", n)
-		}
-		e.wantRequests(2) // the first, and that of 15:00
 	})
 }

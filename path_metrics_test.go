@@ -11,7 +11,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
@@ -94,29 +93,18 @@ func TestMetrics(t *testing.T) {
 		e.token("token")
 		e.token("token/default")
 		e.metricsHold("with a token", map[string]float64{
-			`autopay_token_requests_total{name="default",outcome="success"}`: 1,
-			`autopay_token_requests_total{name="default",outcome="refused"}`: 0,
-			`autopay_token_requests_total{name="default",outcome="error"}`:   0,
-			`autopay_token_requests_total{name="default",outcome="limited"}`: 0,
-			`autopay_token_request_duration_seconds{name="default"}`:         1,
-			`autopay_token_expiry_timestamp_seconds{name="default"}`:         now + 3600,
-			`autopay_token_next_rotation_timestamp_seconds{name="default"}`:  now + 2700,
-			`autopay_credential_state{name="default",state="ok"}`:            1,
-			`autopay_credential_state{name="default",state="degraded"}`:      0,
-			`autopay_credential_state{name="default",state="failing"}`:       0,
-			`autopay_credential_state{name="default",state="pending"}`:       0,
-			`autopay_consecutive_failures{name="default"}`:                   0,
-			`autopay_token_requests_24h{name="default"}`:                     1,
-			`autopay_token_request_limit{name="default"}`:                    100,
-			`autopay_token_reads_total{name="default",outcome="ok"}`:         2,
-			`autopay_token_reads_total{name="default",outcome="degraded"}`:   0,
-			`autopay_token_reads_total{name="default",outcome="error"}`:      0,
-			`autopay_credential_state{name="later",state="pending"}`:         1,
-			`autopay_token_requests_total{name="later",outcome="success"}`:   0,
-			`autopay_token_expiry_timestamp_seconds{name="later"}`:           -1,
-			`autopay_token_next_rotation_timestamp_seconds{name="later"}`:    -1,
-			`autopay_token_request_duration_seconds{name="later"}`:           0,
-			`autopay_token_request_limit{name="later"}`:                      1,
+			`autopay_token_requests_total{name="default",outcome="success"}`: 1, `autopay_token_requests_total{name="default",outcome="refused"}`: 0,
+			`autopay_token_requests_total{name="default",outcome="error"}`: 0, `autopay_token_requests_total{name="default",outcome="limited"}`: 0,
+			`autopay_token_request_duration_seconds{name="default"}`: 1, `autopay_token_expiry_timestamp_seconds{name="default"}`: now + 3600,
+			`autopay_token_next_rotation_timestamp_seconds{name="default"}`: now + 2700, `autopay_consecutive_failures{name="default"}`: 0,
+			`autopay_credential_state{name="default",state="ok"}`: 1, `autopay_credential_state{name="default",state="degraded"}`: 0,
+			`autopay_credential_state{name="default",state="failing"}`: 0, `autopay_credential_state{name="default",state="pending"}`: 0,
+			`autopay_token_requests_24h{name="default"}`: 1, `autopay_token_request_limit{name="default"}`: 100,
+			`autopay_token_reads_total{name="default",outcome="ok"}`: 2, `autopay_token_reads_total{name="default",outcome="degraded"}`: 0,
+			`autopay_token_reads_total{name="default",outcome="error"}`: 0, `autopay_credential_state{name="later",state="pending"}`: 1,
+			`autopay_token_requests_total{name="later",outcome="success"}`: 0, `autopay_token_expiry_timestamp_seconds{name="later"}`: -1,
+			`autopay_token_next_rotation_timestamp_seconds{name="later"}`: -1, `autopay_token_request_duration_seconds{name="later"}`: 0,
+			`autopay_token_request_limit{name="later"}`: 1,
 		})
 
 		// The refresh fails, and the live token is served until it dies.
@@ -187,46 +175,12 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-// TestMetricsOfUnknownNames: a read or a refused write starts no series.
-func TestMetricsOfUnknownNames(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.wantCode(http.StatusBadRequest)(e.read("token/nobody"))
-	e.wantCode(http.StatusBadRequest)(e.write("config/refused", map[string]any{"client_id": testID, "client_secret": "wrong"}))
-	if got := e.scrape(); len(got) != 1 {
-		t.Errorf("series of names that are not configured: %v", got)
-	}
-}
-
-// TestMetricsOfADamagedCredential: it counts as failing.
-func TestMetricsOfADamagedCredential(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.put("config/broken", "?")
-	e.wantCode(http.StatusInternalServerError)(e.read("token/broken"))
-	e.metricsHold("damaged", map[string]float64{
-		`autopay_credential_state{name="broken",state="failing"}`:  1,
-		`autopay_token_reads_total{name="broken",outcome="error"}`: 1,
-		`autopay_token_request_limit{name="broken"}`:               -1,
-	})
-}
-
-// TestMetricsAreTheActiveNodes: those of a standby without readers would be old.
-func TestMetricsAreTheActiveNodes(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-	if _, err := e.read("metrics"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-		t.Errorf("got %v, want read-only, so that Vault passes it on", err)
-	}
-}
-
 // TestMetricsOfExchanges: the duration leaves out slow storage, and a token that came
 // too late is no success.
 func TestMetricsOfExchanges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
-		e.storage.putTakes.Store(int64(5 * time.Second))
+		e.storage.slow("put", 5*time.Second)
 		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
 		e.wantCode(http.StatusServiceUnavailable)(e.write("config", withSecret()))
 		n := e.credential("default").counters.Load()

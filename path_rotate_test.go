@@ -100,19 +100,3 @@ func TestRotateAfterATimeout(t *testing.T) {
 		}
 	})
 }
-
-// A leaked token can be rotated after a step back.
-func TestRotateAfterAStepBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default")
-		time.Sleep(10 * time.Minute)
-		clock.set(-time.Hour)
-		resp, err := e.write("rotate", nil)
-		if err != nil || len(resp.Warnings) > 0 {
-			t.Error(resp, err)
-		}
-		e.wantRequests(2)
-	})
-}

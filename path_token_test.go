@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"maps"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -31,34 +29,8 @@ func TestTokenShape(t *testing.T) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 		time.Sleep(1500 * time.Millisecond)
-		if ttl := e.token("token")["ttl"]; ttl != int64(64799) { // 64798.5 rounded up
-			t.Errorf("ttl %v after 1.5 s, want 64799", ttl)
-		}
+		e.want("token", "ttl", int64(64799)) // 64798.5 rounded up
 	})
-}
-
-func TestTokenNotConfigured(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	for path, says := range map[string]string{
-		"token":      "this credential is not configured; first write client_id and client_secret to config on this mount",
-		"token/oslo": "write client_id and client_secret to config/oslo on this mount",
-	} {
-		if resp, err := e.read(path); code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), says) {
-			t.Errorf("%s: %d %q", path, code(resp, err), say(resp, err))
-		}
-	}
-	e.wantCode(http.StatusBadRequest)(e.write("rotate", nil))
-	if resp, err := e.read("status"); resp != nil || err != nil {
-		t.Errorf("status: %v %v, want a 404", resp, err)
-	}
-	// An unknown name costs no write and no memory.
-	for range 1000 {
-		_, _ = e.read("token/oslo")
-	}
-	if e.held() != 0 || e.storage.writes.Load() != 0 {
-		t.Errorf("%d credentials in memory, %d writes", e.held(), e.storage.writes.Load())
-	}
 }
 
 func TestTokenQueryNameIsHarmless(t *testing.T) {
@@ -74,30 +46,6 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "colour") {
 		t.Errorf("token?colour=other: %v %v, want a warning about colour", resp, err)
 	}
-}
-
-func TestTheSameTokenAgainChangesNothing(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		first := e.token("token")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken, ExpiresIn: json.RawMessage("86400")})
-		time.Sleep(18*time.Hour + time.Second) // 6 h of life are left
-		e.wantRequests(2)
-		got := e.token("token")
-		if got["ttl"] != int64(3*3600-1) {
-			t.Errorf("ttl %v, want half the remaining life", got["ttl"])
-		}
-		got["ttl"] = first["ttl"]
-		if !maps.Equal(got, first) {
-			t.Errorf("got %v, want %v", got, first)
-		}
-		time.Sleep(3 * time.Hour)
-		e.wantRequests(3)
-		resp, err := e.write("rotate", nil)
-		if err != nil || len(resp.Warnings) != 1 {
-			t.Errorf("rotate: %v %v, want a warning that the token is the same", resp, err)
-		}
-	})
 }
 
 func TestSettingsChangeUnderReaders(t *testing.T) {
@@ -117,20 +65,6 @@ func TestSettingsChangeUnderReaders(t *testing.T) {
 			wg.Wait()
 		})
 	}
-}
-
-// TestDueReadStartsARefresh steps the clock past the rotation, which the timer
-// does not notice.
-func TestDueReadStartsARefresh(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default")
-		clock.set(19 * time.Hour)
-		e.token("token")
-		synctest.Wait()
-		e.wantRequests(2)
-	})
 }
 
 // TestReadsPauseOnAReadOnlyNode: a node that has found that it may not write does
@@ -174,7 +108,7 @@ func TestConfigIsDamagedUnderAReader(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "verify", false)
 		_, _ = e.read("status")
-		e.storage.putTakes.Store(int64(time.Second))
+		e.storage.slow("put", time.Second)
 		c := e.credential("default")
 		c.lock <- struct{}{} // a job of another request
 		go func() {
@@ -188,4 +122,22 @@ func TestConfigIsDamagedUnderAReader(t *testing.T) {
 			t.Errorf("%d %s, want a 500 that says what is damaged", got, say(resp, err))
 		}
 	})
+}
+
+// TestHotReadAllocations limits what a hot read leaves to the garbage collector: the
+// response, its map and the values in it.
+func TestHotReadAllocations(t *testing.T) { //nolint:paralleltest // counts allocations
+	const most = 6
+	e := configured(t)
+	e.token("token")
+	req := &logical.Request{Operation: logical.ReadOperation, Path: "token", MountPoint: "autopay/"}
+	ctx := t.Context()
+	got := testing.AllocsPerRun(1000, func() {
+		if resp, err := e.HandleRequest(ctx, req); err != nil || resp == nil {
+			t.Error(resp, err)
+		}
+	})
+	if got > most {
+		t.Errorf("%.0f allocations for a read of a live token, want at most %d", got, most)
+	}
 }

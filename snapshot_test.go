@@ -14,6 +14,8 @@ func TestSnapshot(t *testing.T) {
 		hour = time.Hour
 		life = 24 * hour
 		due  = 18 * hour // three quarters of the life
+
+		limited = "the token_request_limit of 1"
 	)
 	failed := func(at, wait time.Duration) func(*configEntry, *tokenEntry) {
 		return func(_ *configEntry, e *tokenEntry) {
@@ -42,12 +44,9 @@ func TestSnapshot(t *testing.T) {
 		"5 minutes before their margin": {lifetime(5 * time.Minute), 285*time.Second - 1, stateOK, true, true, minTTL, ""},
 		"5 minutes, within the margin":  {lifetime(5 * time.Minute), 285 * time.Second, stateFailing, false, true, minTTL, ""},
 
-		"no token yet":      {none, 0, statePending, false, true, minTTL, ""},
-		"of other settings": {func(_ *configEntry, e *tokenEntry) { e.Generation = "h" }, 0, statePending, false, true, minTTL, ""},
-		"no token, at the limit": {
-			func(c *configEntry, e *tokenEntry) { c.TokenRequestLimit, *e = 1, tokenEntry{Requests: e.Requests} },
-			hour, stateFailing, false, false, minTTL, "the token_request_limit of 1",
-		},
+		"no token yet":           {none, 0, statePending, false, true, minTTL, ""},
+		"of other settings":      {func(_ *configEntry, e *tokenEntry) { e.Generation = "h" }, 0, statePending, false, true, minTTL, ""},
+		"no token, at the limit": {func(c *configEntry, e *tokenEntry) { c.TokenRequestLimit, *e = 1, tokenEntry{Requests: e.Requests} }, hour, stateFailing, false, false, minTTL, limited},
 
 		"rotation_period of an hour":     {func(c *configEntry, _ *tokenEntry) { c.RotationPeriod = 3600 }, 0, stateOK, true, false, hour, ""},
 		"rotation_period beyond 90 %":    {func(c *configEntry, _ *tokenEntry) { c.RotationPeriod = 23 * 3600 }, 0, stateOK, true, false, life * 9 / 10, ""},
@@ -60,12 +59,9 @@ func TestSnapshot(t *testing.T) {
 		"the wait is over":           {failed(due, hour), due + hour, stateDegraded, true, true, minTTL, ""},
 		"a failure, and it is dead":  {failed(life, hour), life, stateFailing, false, false, maxOutageTTL, "down"},
 
-		"at the limit, not due": {limit1, hour, stateOK, true, false, due - hour, "the token_request_limit of 1"},
-		"at the limit, due":     {limit1, due, stateDegraded, true, false, maxOutageTTL, "the token_request_limit of 1"},
-		"at the limit, due in a minute": {
-			func(c *configEntry, e *tokenEntry) { c.TokenRequestLimit, e.ExpireTime = 1, start2000.Add(hour) },
-			44 * time.Minute, stateOK, true, false, time.Minute, "the token_request_limit of 1",
-		},
+		"at the limit, not due":      {limit1, hour, stateOK, true, false, due - hour, limited},
+		"at the limit, due":          {limit1, due, stateDegraded, true, false, maxOutageTTL, limited},
+		"due in a minute":            {func(c *configEntry, e *tokenEntry) { c.TokenRequestLimit, e.ExpireTime = 1, start2000.Add(hour) }, 44 * time.Minute, stateOK, true, false, time.Minute, limited},
 		"the limit allows one again": {limit1, life, stateFailing, false, true, minTTL, ""},
 		"the limit is not reached":   {func(c *configEntry, _ *tokenEntry) { c.TokenRequestLimit = 2 }, due, stateOK, true, true, minTTL, ""},
 		"no limit":                   {func(c *configEntry, _ *tokenEntry) { c.TokenRequestLimit = 0 }, due, stateOK, true, true, minTTL, ""},
@@ -106,17 +102,5 @@ func TestSnapshot(t *testing.T) {
 				t.Errorf("blocked by %q, want %q", blocked, test.blocked)
 			}
 		})
-	}
-}
-
-// TestAScheduleSetByAClockAhead counts as soon as the clock is right.
-func TestAScheduleSetByAClockAhead(t *testing.T) {
-	t.Parallel()
-	config := &configEntry{
-		Generation: "g", TokenRequestLimit: 100, RotationSchedule: "0 3,15 * * *", ScheduleSince: start2000.Add(72 * time.Hour).Unix(),
-	}
-	entry := tokenEntry{Generation: "g", AccessToken: "token", LastVaultRotation: start2000, ExpireTime: start2000.Add(24 * time.Hour), clock: start2000}
-	if s := newSnapshot(config, entry, start2000.Add(time.Minute)); s.period != 15*time.Hour || s.periodReason != reasonSchedule {
-		t.Errorf("rotated after %s by %s, want 15 h by the schedule", s.period, s.periodReason)
 	}
 }

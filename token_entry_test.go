@@ -2,9 +2,7 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"math"
-	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -121,24 +119,6 @@ func storedToken() tokenEntry {
 			Text: "Autopay answered 503", Kind: unavailable, Count: 1,
 			Time: start2000.Add(-time.Minute), NextAttempt: start2000.Add(-time.Minute + time.Second),
 		},
-	}
-}
-
-// TestStoredKinds checks how storage keeps a failure's kind, which v0.1.0 must be able
-// to read after a downgrade.
-func TestStoredKinds(t *testing.T) {
-	t.Parallel()
-	for kind, status := range map[failureKind]int{
-		unavailable: http.StatusServiceUnavailable, refused: http.StatusBadGateway, storageFailed: http.StatusInternalServerError,
-	} {
-		stored, err := json.Marshal(failedAttempt{Kind: kind})
-		if err != nil || !strings.Contains(string(stored), fmt.Sprintf(`"status":%d,`, status)) {
-			t.Errorf("kind %d is stored as %s (%v), want status %d", kind, stored, err, status)
-		}
-		var back failedAttempt
-		if err := json.Unmarshal(stored, &back); err != nil || back.Kind != kind {
-			t.Errorf("status %d is read as kind %d (%v)", status, back.Kind, err)
-		}
 	}
 }
 
@@ -276,18 +256,6 @@ func TestWithFailedExchange(t *testing.T) {
 	}
 }
 
-// TestBackoffHasJitter: credentials that fail together do not come back together.
-func TestBackoffHasJitter(t *testing.T) {
-	t.Parallel()
-	waits := map[time.Duration]bool{}
-	for range 100 {
-		waits[backoffs[outage].after(time.Minute)] = true
-	}
-	if len(waits) < 90 {
-		t.Errorf("%d different waits of 100", len(waits))
-	}
-}
-
 // TestAShorterWaitIsACopy: readers hold the entry that it was made from.
 func TestAShorterWaitIsACopy(t *testing.T) {
 	t.Parallel()
@@ -295,17 +263,5 @@ func TestAShorterWaitIsACopy(t *testing.T) {
 	after := before.withShorterWait(start2000)
 	if got, kept := after.Failure.wait(), before.Failure.wait(); got != time.Hour || kept != 5*time.Hour {
 		t.Errorf("waits %s, the entry before waits %s", got, kept)
-	}
-}
-
-func TestFormatTime(t *testing.T) {
-	t.Parallel()
-	for at, want := range map[time.Time]string{
-		start2000: "2000-01-01T00:00:00Z",
-		start2000.Add(1).In(time.FixedZone("", 7200)): "2000-01-01T00:00:01Z",
-	} {
-		if got := formatTime(at); got != want {
-			t.Errorf("%s is %s, want %s", at, got, want)
-		}
 	}
 }
