@@ -64,9 +64,9 @@ func newBackend(ctx context.Context, conf *logical.BackendConfig, opts options) 
 			m.pathStatus(),
 			m.pathMetrics(),
 		},
-		InitializeFunc: b.initialize,
-		PeriodicFunc:   b.periodic,
-		Invalidate:     b.invalidate,
+		InitializeFunc: func(context.Context, *logical.InitializationRequest) error { m.loadAll(); return nil },
+		PeriodicFunc:   func(context.Context, *logical.Request) error { m.watch(); return nil },
+		Invalidate:     func(_ context.Context, key string) { m.changedElsewhere(key) },
 		Clean:          b.clean,
 	}
 	if err := b.Setup(ctx, conf); err != nil {
@@ -88,7 +88,7 @@ func (b *backend) HandleRequest(ctx context.Context, req *logical.Request) (*log
 	if strings.HasPrefix(req.Path, "config") {
 		// Terraform sends null for an attribute that is not set.
 		maps.DeleteFunc(req.Data, func(_ string, value any) bool { return value == nil })
-		if err := checkFieldTypes(req.Data); err != nil {
+		if err := new(configEntry).setFields(req.Data); err != nil {
 			return logical.ErrorResponse(err.Error()), nil
 		}
 	}
@@ -127,23 +127,6 @@ func (b *backend) HandleExistenceCheck(ctx context.Context, req *logical.Request
 	bare.Data = nil
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
-
-// initialize starts loading in the background, because Vault waits for it while
-// it unseals.
-func (b *backend) initialize(context.Context, *logical.InitializationRequest) error {
-	b.loadAll()
-	return nil
-}
-
-// periodic is the watchdog that Vault calls every minute. It returns at once,
-// because Vault holds its state lock meanwhile.
-func (b *backend) periodic(context.Context, *logical.Request) error {
-	b.watch()
-	return nil
-}
-
-// invalidate is called for a key in storage that another node has changed.
-func (b *backend) invalidate(_ context.Context, key string) { b.changedElsewhere(key) }
 
 // clean ends everything that the backend started.
 func (b *backend) clean(context.Context) { b.close() }

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -193,17 +194,16 @@ func newTransport(caCert string, certificateWanted *atomic.Bool) *http.Transport
 // brokenExchange describes an exchange that ended without a whole answer. It
 // passes on no text of net/http, which quotes bytes of the answer.
 func (c *client) brokenExchange(ctx context.Context, r tokenRequest, err error, connected, certificateWanted bool) *exchangeError {
-	var (
-		proxy *exchangeError // what a proxy answered to CONNECT
-		alert *net.OpError
-	)
+	var proxy *exchangeError // what a proxy answered to CONNECT
 	x := &exchangeError{noToken: !connected}
 	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded) && !connected:
+		x.text = fmt.Sprintf(cantReach+"it, or a proxy, did not answer within the request_timeout of %s", r.timeout)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		x.text = fmt.Sprintf("Autopay did not answer within the request_timeout of %s", r.timeout)
 	case errors.As(err, &proxy):
 		return proxy
-	case certificateWanted && errors.As(err, &alert) && alert.Op == remoteAlert:
+	case certificateWanted && alerted(err, handshakeFailure, badCertificate, certificateRequired):
 		// In TLS 1.3 a connection stands before the other side has checked.
 		x.text, x.kind, x.noToken = cantReach+"it asks for a client certificate, which is not supported", unreachable, true
 	case connected:
@@ -216,8 +216,21 @@ func (c *client) brokenExchange(ctx context.Context, r tokenRequest, err error, 
 	return x
 }
 
-// remoteAlert is the net.OpError.Op of a TLS alert (crypto/tls/conn.go).
-const remoteAlert = "remote error"
+// TLS alerts (RFC 8446, section 6).
+const (
+	handshakeFailure    tls.AlertError = 40
+	badCertificate      tls.AlertError = 42
+	protocolVersion     tls.AlertError = 70
+	certificateRequired tls.AlertError = 116
+)
+
+// alerted reports whether the other side ended a connection with one of the alerts.
+// crypto/tls wraps them in a type of its own with the same texts (crypto/tls/conn.go).
+func alerted(err error, alerts ...tls.AlertError) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "remote error" &&
+		slices.ContainsFunc(alerts, func(a tls.AlertError) bool { return a.Error() == op.Err.Error() })
+}
 
 // dialProblem names the reason why no connection could be made, and whether time
 // may cure it.
@@ -250,16 +263,13 @@ func dialProblem(err error, now time.Time) (problem string, kind exchangeKind) {
 		problem = certificateProblem(invalid, now)
 	case errors.As(err, &record):
 		problem = "it does not speak TLS"
-	case op != nil && op.Op == remoteAlert && op.Err.Error() == tls.AlertError(alertProtocolVersion).Error(),
-		strings.Contains(err.Error(), "unsupported protocol version"): // crypto/tls/handshake_client.go, pickTLSVersion
+	case alerted(err, protocolVersion), strings.Contains(err.Error(), "unsupported protocol version"): // crypto/tls/handshake_client.go
 		problem = "it does not support TLS 1.2 or newer"
 	default:
 		return "no connection could be made", outage
 	}
 	return problem, unreachable
 }
-
-const alertProtocolVersion = 70 // RFC 8446, section 6
 
 // certificateProblem says what makes a certificate invalid at now.
 func certificateProblem(invalid x509.CertificateInvalidError, now time.Time) string {
@@ -311,27 +321,44 @@ const (
 	busy                            // Autopay answered 429
 	refusal                         // Autopay refused the credential
 	unusable                        // a 2xx without a usable token, each of which may have cost one
+	noStorage                       // the ledger could not be stored, so nothing was sent
 	unreachable                     // a redirect, a proxy or a certificate is in the way
 )
 
-// backoff is how long to wait after a failed attempt: first, and twice as long
-// after each further failure in a row, up to most.
-type backoff struct{ first, most time.Duration }
+// A failureKind says why an attempt to obtain a token failed: it is the HTTP status
+// for those who wait for the token, here and in storage.
+type failureKind int
 
-var backoffs = [...]backoff{
-	outage:      {time.Second, time.Minute},
-	busy:        {time.Minute, 5 * time.Minute},
-	refusal:     {5 * time.Minute, 15 * time.Minute},
-	unusable:    {5 * time.Minute, time.Hour},
-	unreachable: {time.Second, time.Minute},
+const (
+	unavailable   failureKind = http.StatusServiceUnavailable  // Autopay can't be reached, or its answer holds no token
+	refused       failureKind = http.StatusBadGateway          // Autopay refused the credential
+	storageFailed failureKind = http.StatusInternalServerError // the ledger could not be stored, so no request was sent
+)
+
+// backoff is how long to wait after a failed attempt: first, and twice as long
+// after each further failure in a row, up to most; and what those who wait for the
+// token get meanwhile.
+type backoff struct {
+	first, most time.Duration
+	status      failureKind
 }
 
-// after returns the wait that follows the previous one (0: there was none). It is
-// up to a quarter and maxJitter shorter, so that many credentials do not come back
-// at once.
+var backoffs = [...]backoff{
+	outage:      {time.Second, time.Minute, unavailable},
+	busy:        {time.Minute, 5 * time.Minute, unavailable},
+	refusal:     {5 * time.Minute, 15 * time.Minute, refused},
+	unusable:    {5 * time.Minute, time.Hour, unavailable},
+	unreachable: {time.Second, time.Minute, unavailable},
+	noStorage:   {time.Second, time.Minute, storageFailed},
+}
+
+// after returns the wait that follows the previous one (0: there was none). One that
+// is longer than most was not a backoff of this kind, and does not count. The wait is
+// up to a quarter and maxJitter shorter, so that many credentials do not come back at
+// once.
 func (b backoff) after(previous time.Duration) time.Duration {
 	wait := b.first
-	for wait < 2*previous && wait < b.most {
+	for previous <= b.most && wait < 2*previous && wait < b.most {
 		wait *= 2
 	}
 	wait = min(wait, b.most)
@@ -352,6 +379,11 @@ func (e oauthError) words(secret string) (words string) {
 		}
 	}
 	return words
+}
+
+// unmarshal reads the JSON of an answer, which may begin with a byte order mark.
+func unmarshal(body []byte, v any) error {
+	return json.Unmarshal(bytes.TrimPrefix(body, []byte("\ufeff")), v)
 }
 
 // jsonText is the text in a JSON string; "" for every other JSON.
@@ -377,7 +409,7 @@ func parseToken(resp *http.Response, body []byte, secret string) (tokenAnswer, *
 		oauthError
 	}
 	tooLarge := len(body) > maxAnswerSize
-	err := json.Unmarshal(bytes.TrimPrefix(body, []byte("\ufeff")), &said)
+	err := unmarshal(body, &said)
 	token, seconds := jsonText(said.AccessToken), lifetimeSeconds(said.ExpiresIn)
 	problem := ""
 	switch {
@@ -441,8 +473,9 @@ const htmlProblem = "the answer is text/html, not JSON; a proxy or firewall may 
 
 // isHTML reports whether an answer is a page for people.
 func isHTML(resp *http.Response, body []byte) bool {
+	begin := strings.ToLower(string(bytes.TrimSpace(body[:min(len(body), 512)])))
 	return strings.Contains(strings.ToLower(resp.Header.Get("Content-Type")), "html") ||
-		bytes.HasPrefix(bytes.TrimSpace(body), []byte("<"))
+		strings.HasPrefix(begin, "<!doctype html") || strings.HasPrefix(begin, "<html")
 }
 
 func refusalText(code int) string { return fmt.Sprintf("Autopay refused the credential (%d)", code) }
@@ -461,7 +494,8 @@ func errorAnswer(resp *http.Response, body []byte, secret string, now time.Time)
 		noToken:    code/100 == 3 || code/100 == 4 || code == http.StatusServiceUnavailable,
 		retryAfter: parseRetryAfter(resp.Header, now),
 	}
-	html := isHTML(resp, body)
+	var said oauthError
+	html := unmarshal(body, &said) != nil && isHTML(resp, body)
 	switch {
 	case code/100 == 3:
 		e.kind, html = unreachable, false
@@ -482,8 +516,6 @@ func errorAnswer(resp *http.Response, body []byte, secret string, now time.Time)
 			e.text += " (check token_url)"
 		}
 	}
-	var said oauthError
-	_ = json.Unmarshal(body, &said)
 	e.text += said.words(secret)
 	if html {
 		e.text += ": " + htmlProblem
@@ -516,7 +548,8 @@ func cleanText(text, secret string) string {
 		return r
 	}, strings.ToValidUTF8(text, ""))
 	quoted, _ := json.Marshal(secret)
-	for _, s := range []string{secret, string(quoted[1 : len(quoted)-1])} {
+	plainly := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(secret) // as encoders write it that do not escape &, < and >
+	for _, s := range []string{secret, plainly, string(quoted[1 : len(quoted)-1])} {
 		text = strings.TrimSpace(strings.ReplaceAll(text, s, "[redacted]"))
 	}
 	if runes := []rune(text); len(runes) > maxErrorText {

@@ -570,7 +570,7 @@ func TestExchangeAnswers(t *testing.T) {
 		}},
 		"Autopay refused the credential (200)":                              {502, []answer{{200, jsonMedia, `{"error":{"canary":1}}`}}},
 		"Autopay refused the credential (400): invalid_request":             {502, []answer{{400, jsonMedia, `{"error":"invalid_request"}`}}},
-		"Autopay refused the credential (401): access_denied: Unauthorized": {502, []answer{{401, jsonMedia, denied}}},
+		"Autopay refused the credential (401): access_denied: Unauthorized": {502, []answer{{401, jsonMedia, denied}, {401, "text/html", denied}, {401, jsonMedia, "\ufeff" + denied}}},
 		"Autopay refused the credential (401)":                              {502, []answer{{401, "text/plain", "canary-token"}, {401, jsonMedia, `{"error":["x"],"error_description":{"a":1}}`}}},
 		"(403): no: bad secret [redacted]":                                  {502, []answer{{403, jsonMedia, `{"error":"no","error_description":"bad secret ` + testSecret + `"}`}}},
 		"Autopay answered 403 Forbidden: the answer is text/html, not JSON": {502, []answer{{403, "text/html", html}}},
@@ -639,6 +639,13 @@ func TestNoPartOfTheSecretIsShown(t *testing.T) {
 		said := cleanText(strings.Repeat("x", before)+testSecret, testSecret)
 		if strings.Contains(said, testSecret[:2]) {
 			t.Errorf("a part of the secret is shown: %q", said)
+		}
+	}
+	// JSON may be quoted in two ways: Go's encoder escapes &, < and >.
+	const secret = `first"half&second`
+	for _, echo := range []string{secret, `{"a":"first\"half&second"}`, `{"a":"first\"half\u0026second"}`} {
+		if said := cleanText(echo, secret); strings.Contains(said, "second") {
+			t.Errorf("the secret is shown: %q", said)
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -375,24 +374,16 @@ func (c *configEntry) setFields(data map[string]any) error {
 	return nil
 }
 
-// checkFieldTypes checks the types of a config request's fields before the SDK
-// does, whose error quotes the value into the response and the log.
-func checkFieldTypes(data map[string]any) error {
-	return new(configEntry).setFields(data)
-}
-
 // wholeNumber reads a number as JSON, the CLI or the plugin's wire bring it. Text
 // must be plain digits: the SDK understands fewer forms than strconv does, and quotes
 // what it does not.
 func wholeNumber(value any) (int64, error) {
-	n, err := strconv.ParseInt(fmt.Sprint(value), 10, 64)
+	text := fmt.Sprint(value)
 	if float, ok := value.(float64); ok {
-		n, err = int64(float), nil
-		if float != math.Trunc(float) || math.Abs(float) > math.MaxInt32 {
-			err = strconv.ErrRange
-		}
+		text = strconv.FormatFloat(float, 'f', -1, 64)
 	}
-	if text, ok := value.(string); err != nil || ok && text != strconv.FormatInt(n, 10) {
+	n, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || text != strconv.FormatInt(n, 10) {
 		return 0, errors.New("a whole number")
 	}
 	return n, nil

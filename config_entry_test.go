@@ -49,7 +49,7 @@ func TestConfigRefusesBadFields(t *testing.T) {
 			{"rotation_period": 4}, {"rotation_period": "4015d"}, {"request_timeout": 20, "audience": "x", "rotation_period": 3}, // one bad field of many
 		},
 		"rotation_period must be a duration in whole seconds": {
-			{"rotation_period": "-1h"}, {"rotation_period": "7500ms"}, {"rotation_period": 7.5}, {"rotation_period": testSecret}, {"rotation_period": "1e3"},
+			{"rotation_period": "-1h"}, {"rotation_period": "7500ms"}, {"rotation_period": 7.5}, {"rotation_period": testSecret}, {"rotation_period": "1e3"}, {"rotation_period": "9999999999"},
 		},
 		"rotation_period must be":              {{"rotation_period": "99999999999999999999"}},
 		"request_timeout must be from 1 to 60": {{"request_timeout": 0}, {"request_timeout": "61s"}},

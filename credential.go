@@ -111,22 +111,16 @@ func (c *credential) log() hclog.Logger { return c.env.log(c.name) }
 func (c *credential) stale() { c.changes.Add(1) }
 
 // current returns the snapshot. It is read from storage first if there is none,
-// or if storage may have changed. While storage can't be read, a live token is
-// still served.
+// or if storage may have changed.
 func (c *credential) current(ctx context.Context) (*snapshot, error) {
 	for {
-		changes, old, now := c.changes.Load(), c.snap.Load(), c.env.now() // changes first; see above
-		if old != nil && (old.changes == changes || old.live(now) && c.paused(&c.noStorageUntil)) {
+		changes, old := c.changes.Load(), c.snap.Load() // in this order; see above
+		if old != nil && old.changes == changes {
 			return old, nil
 		}
-		s, err := c.load(ctx, old)
+		s, err := c.env.load(ctx, c.name, old)
 		if err != nil {
-			if old == nil || !old.live(c.env.now()) {
-				return nil, err
-			}
-			c.pause(&c.noStorageUntil)
-			c.log().Warn("storage can't be read, serving the token in memory", "error", err)
-			return old, nil
+			return nil, err
 		}
 		s.changes = changes
 		if c.replace(old, s) {
@@ -135,14 +129,25 @@ func (c *credential) current(ctx context.Context) (*snapshot, error) {
 	}
 }
 
-// load is environment.load, but waits no longer than storageTimeout while old is live.
-func (c *credential) load(ctx context.Context, old *snapshot) (*snapshot, error) {
-	if old != nil && old.live(c.env.now()) {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, storageTimeout)
-		defer cancel()
+// forReader is current for those who change nothing: a live token in memory is served
+// while storage can't be read.
+func (c *credential) forReader(ctx context.Context) (*snapshot, error) {
+	old := c.snap.Load()
+	if old == nil || !old.live(c.env.now()) {
+		return c.current(ctx)
 	}
-	return c.env.load(ctx, c.name, old)
+	if c.paused(&c.noStorageUntil) {
+		return old, nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, storageTimeout)
+	defer cancel()
+	s, err := c.current(bounded)
+	if err != nil && ctx.Err() == nil {
+		c.pause(&c.noStorageUntil)
+		c.log().Warn("storage can't be read, serving the token in memory", "error", err)
+		return old, nil
+	}
+	return s, err
 }
 
 func (c *credential) pause(until *atomic.Int64) {
@@ -170,23 +175,32 @@ func (c *credential) replace(old, s *snapshot) bool {
 func (c *credential) publish(old *snapshot, config *configEntry, entry tokenEntry, unsaved bool) {
 	now := c.env.now()
 	s := newSnapshot(config, entry, now)
-	s.changes, s.unsaved, s.loggedState = old.changes, unsaved, s.state(now)
+	s.changes, s.unsaved, s.loggedState = old.changes, unsaved, old.loggedState
+	last, f := old.entry.Failure, s.entry.Failure
+	failed := f != nil && (last == nil || !f.Time.Equal(last.Time))
+	replaced := s.entry.AccessToken != old.entry.AccessToken && s.entry.AccessToken != ""
+	if failed || replaced {
+		s.loggedState = s.state(now)
+	}
 	c.snap.Store(s)
 	c.arm()
-	if s.config == nil {
-		return
-	}
-	c.sendChange(old, s)
-	log, last := c.log(), old.entry.Failure
-	switch f := s.entry.Failure; {
-	case f != nil && last != nil && last.Kind == f.Kind && old.loggedState == s.loggedState:
+	log := c.log()
+	switch {
+	case failed && last != nil && last.Kind == f.Kind && old.loggedState == s.loggedState:
 		log.Debug("the token still could not be replaced", "state", s.loggedState, "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
-	case f != nil && s.loggedState == stateDegraded:
+	case failed && s.loggedState == stateDegraded:
 		log.Warn("the token could not be replaced, serving the current one", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
-	case f != nil:
+	case failed:
 		log.Error("no token to serve", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
-	case s.entry.AccessToken != old.entry.AccessToken && s.live(now):
+	case replaced:
 		log.Info("new token", "expire_time", formatTime(s.entry.ExpireTime), "next_rotation", formatTime(s.dueAt()))
+		c.env.send(eventRotate, c.name)
+	}
+	switch {
+	case failed && f.Kind == refused:
+		c.env.send(eventRefused, c.name)
+	case failed:
+		c.env.send(eventRotateFail, c.name)
 	}
 }
 
@@ -263,11 +277,10 @@ func (c *credential) runRefresh(ctx context.Context, r *inFlightRefresh) {
 	})
 	c.over(r) // also if the job did not start
 	var failed *failedAttempt
-	switch {
-	case errors.Is(r.err, logical.ErrReadOnly):
-		c.pause(&c.noRefreshUntil)
-	case r.err == nil, errors.As(r.err, &failed):
+	if r.err == nil || errors.As(r.err, &failed) {
 		c.arm()
+	} else { // this node may not write, or storage can't be read
+		c.pause(&c.noRefreshUntil)
 	}
 	close(r.done)
 }
@@ -316,18 +329,4 @@ func (c *credential) unusable(s *snapshot) error {
 		return &notConfiguredError{c.name}
 	}
 	return nil
-}
-
-// sendChange sends the event for the change between two snapshots, if it is one that
-// has an event.
-func (c *credential) sendChange(from, to *snapshot) {
-	last, f := from.entry.Failure, to.entry.Failure
-	switch failed := f != nil && (last == nil || !f.Time.Equal(last.Time)); {
-	case failed && f.Kind == refused:
-		c.env.send(eventRefused, c.name)
-	case failed:
-		c.env.send(eventRotateFail, c.name)
-	case to.entry.AccessToken != from.entry.AccessToken && to.entry.AccessToken != "":
-		c.env.send(eventRotate, c.name)
-	}
 }

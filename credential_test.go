@@ -248,3 +248,19 @@ func TestChangesAreLoggedOnce(t *testing.T) {
 		count(e, map[string]int{"[WARN]": 0, "[ERROR]": 1, "[ERROR] the token entry can't be stored": 1})
 	})
 }
+
+// TestAReaderWhoLeavesMakesNothingStale: its deadline is not a failure of storage.
+func TestAReaderWhoLeavesMakesNothingStale(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.put("config/default", strings.Replace(e.stored("config/default"), `"request_timeout":10`, `"request_timeout":11`, 1))
+		e.InvalidateKey(t.Context(), "config/default")
+		e.storage.slow("get", 10*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		_, _ = e.do(ctx, logical.ReadOperation, "token", nil)
+		if strings.Contains(e.logs.String(), "storage can't be read") || e.status("config")["request_timeout"] != int64(11) {
+			t.Errorf("storage is left alone: %s", e.logs)
+		}
+	})
+}

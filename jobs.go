@@ -94,7 +94,8 @@ func (c *credential) obtain(ctx context.Context, s *snapshot) error {
 	case *storageError:
 		// Not written now, because writing has just failed. A later refresh does it:
 		// storage may have the request that was not sent.
-		entry = s.entry.withStorageFailure(s.config.Generation, cleanText(e.Error(), s.config.ClientSecret), now)
+		x := &exchangeError{kind: noStorage, noToken: true, text: cleanText(e.Error(), s.config.ClientSecret)}
+		entry = s.entry.withFailedExchange(s.config.Generation, x, 0, now)
 		c.publish(s, s.config, entry, true)
 		return entry.Failure
 	case *failedAttempt:
@@ -167,7 +168,7 @@ func (c *credential) forConfigWrite(ctx context.Context) (*snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &snapshot{changes: s.changes, entry: left.forGeneration("")}, nil
+	return &snapshot{changes: s.changes, entry: left}, nil
 }
 
 // configure stores next as the settings, without asking Autopay.
@@ -261,13 +262,13 @@ func (c *credential) remove(ctx context.Context) error {
 // from memory until a later refresh stores it (rule 9).
 func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry, entry tokenEntry) {
 	var err error
-	if config == nil && len(entry.Requests) == 0 {
+	if config == nil && len(entry.Requests) == 0 && entry.AccessToken == "" {
 		err = c.env.remove(ctx, tokenPrefix+c.name) // nothing to keep of a refused creation
 	} else {
 		err = c.env.put(ctx, tokenPrefix+c.name, entry)
 	}
 	readOnly := errors.Is(err, logical.ErrReadOnly)
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !readOnly && ctx.Err() == nil {
 		c.log().Error("the token entry can't be stored, it is kept in memory", "error", err)
 	}
 	c.publish(s, config, entry, err != nil && !readOnly)

@@ -210,3 +210,36 @@ func TestDelete(t *testing.T) {
 		})
 	}
 }
+
+// TestJobsNeedCurrentSettings: storage has failed once, so readers are served from
+// memory for a while. A write that comes meanwhile is not made from what is in memory.
+func TestJobsNeedCurrentSettings(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.put("config/default", strings.Replace(e.stored("config/default"), testSecret, "newer-secret", 1))
+		e.InvalidateKey(t.Context(), "config/default") // another node has changed the secret
+		e.storage.failOn("get", "", errors.New("disk"))
+		e.token("token")
+		e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"rotation_period": 600}))
+		e.storage.heal()
+		if resp, err := e.write("config", map[string]any{"rotation_period": 600}); resp != nil || err != nil {
+			t.Error(resp, err)
+		}
+		if stored := e.stored("config/default"); !strings.Contains(stored, "newer-secret") || !strings.Contains(stored, `"rotation_period":600`) {
+			t.Error("the secret that another node has written is lost")
+		}
+	})
+}
+
+// TestARefusedWriteKeepsTheTokenOfADamagedConfig, which may be restored.
+func TestARefusedWriteKeepsTheTokenOfADamagedConfig(t *testing.T) {
+	t.Parallel()
+	e := configured(t)
+	token := e.stored("token/default")
+	e.put("config/default", "x")
+	e.InvalidateKey(t.Context(), "config/default")
+	e.wantCode(http.StatusBadRequest)(e.write("config", map[string]any{"client_id": testID, "client_secret": "wrong"}))
+	if got := e.stored("token/default"); got != token {
+		t.Errorf("stored is now %s", got)
+	}
+}

@@ -598,7 +598,7 @@ func (l *concurrentLife) act() func() {
 		key := []string{configPrefix, tokenPrefix}[dice%2] + name
 		return func() { l.InvalidateKey(l.t.Context(), key) }
 	default:
-		return func() { _ = l.periodic(l.t.Context(), nil) }
+		return func() { l.watch() }
 	}
 }
 

@@ -61,9 +61,6 @@ func (m *mount) known(name string) *credential {
 
 // credential returns the one credential of a name, made if there is none yet.
 func (m *mount) credential(name string) *credential {
-	if c := m.known(name); c != nil {
-		return c
-	}
 	v, _ := m.credentials.LoadOrStore(name, newCredential(m.environment, name))
 	return v.(*credential)
 }
@@ -83,7 +80,7 @@ func (m *mount) lookup(ctx context.Context, name string) (c *credential, s *snap
 		}
 		c = m.credential(name) // reads storage again, so that it misses no change
 	}
-	if s, err = c.current(ctx); err == nil {
+	if s, err = c.forReader(ctx); err == nil {
 		err = c.unusable(s)
 	}
 	return c, s, err
@@ -160,22 +157,17 @@ func (m *mount) close() {
 // validName is what Vault's own engines take for a name in a path.
 var validName = regexp.MustCompile(`^\w(([\w-.]+)?\w)?$`)
 
-// credentialName returns the name of the credential that a request is about:
+// requestedName returns the name of the credential that a request is about:
 // NAME, or default. The error is a *userError.
-func credentialName(name string) (string, error) {
-	switch {
+func requestedName(d *framework.FieldData) (string, error) {
+	switch name := d.Get(fieldName).(string); {
 	case name == "":
 		return defaultName, nil
 	case len(name) > maxNameSize || !validName.MatchString(name) || strings.Contains(name, ".."): // which storage refuses
 		return "", &userError{"name may have up to 128 characters: letters, digits, _, - and .; it must begin and end with a letter, a digit or _, and must not contain two dots in a row"}
+	default:
+		return name, nil
 	}
-	return name, nil
-}
-
-// requestedName is the name of the credential that a request is about. The error
-// is a *userError.
-func requestedName(d *framework.FieldData) (string, error) {
-	return credentialName(d.Get(fieldName).(string))
 }
 
 // requested looks up the credential that a request is about, as lookup does.

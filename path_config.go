@@ -164,8 +164,11 @@ func (m *mount) pathConfigListNames(
 	}
 	now, info := m.now(), map[string]any{}
 	for _, name := range names {
-		if c := m.known(name); c != nil && c.snap.Load().exists() {
-			s := c.snap.Load()
+		c := m.known(name)
+		if c == nil {
+			continue
+		}
+		if s := c.snap.Load(); s.exists() {
 			health := map[string]any{"state": s.state(now)}
 			if !s.entry.ExpireTime.IsZero() {
 				health["expire_time"] = formatTime(s.entry.ExpireTime)
@@ -225,8 +228,8 @@ func (m *mount) pathConfigDelete(
 	}
 	c, err := m.lookupAny(ctx, name)
 	if c == nil && err == nil {
-		var left tokenEntry // of a creation that failed before the last restart
-		if left, err = m.getToken(ctx, name); len(left.Requests) > 0 {
+		var left *logical.StorageEntry // of a creation that failed before the last restart
+		if left, err = m.get(ctx, tokenPrefix+name); left != nil {
 			c = m.credential(name)
 		}
 	}

@@ -94,8 +94,9 @@ func (m *mount) awaitLive(ctx context.Context, c *credential, s *snapshot) (*sna
 	now := m.now()
 	if s.live(now) {
 		c.refreshIfDue(s, now)
+		return s, nil
 	}
-	for !s.live(now) {
+	for {
 		if !m.mayWrite() {
 			return nil, logical.ErrReadOnly // Vault passes the read on (rule 10)
 		}
@@ -121,7 +122,6 @@ func (m *mount) awaitLive(ctx context.Context, c *credential, s *snapshot) (*sna
 			return nil, err
 		}
 	}
-	return s, nil
 }
 
 // tokenResponse is the token as readers get it. Two responses for one token

@@ -74,7 +74,7 @@ func TestRule5Backoff(t *testing.T) {
 		"Retry-After 90 s":        {retryAfter(503, "90"), 503, 90 * sec, 90 * sec, 90 * sec},
 		"Retry-After 1 s":         {retryAfter(401, "1"), 502, 5 * minute, 585 * sec, 15 * minute},
 		"Retry-After 10 h":        {retryAfter(429, "36000"), 503, time.Hour, time.Hour, time.Hour},
-		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, 30 * minute, 45 * sec, minute},
+		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, 30 * minute, sec, minute},
 		"Retry-After in words":    {retryAfter(503, "soon"), 503, sec, sec, minute},
 		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, sec, sec, minute},
 	} {
@@ -214,6 +214,13 @@ func TestTheSameTokenUntilItExpires(t *testing.T) {
 	for _, lifetime := range []time.Duration{time.Hour, 24 * time.Hour} {
 		runInBubble(t, lifetime.String(), func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{Lifetime: lifetime})
+			inner := e.opts.transport
+			e.opts.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+				time.Sleep(100 * time.Millisecond) // so Autopay's times are later than ours
+				return inner.RoundTrip(r)
+			})
+			e.restart()
+			time.Sleep(700 * time.Millisecond)
 			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
 			e.configure("default")
 			without := 0
@@ -226,7 +233,7 @@ func TestTheSameTokenUntilItExpires(t *testing.T) {
 					t.Fatal("a dead token")
 				}
 			}
-			if n := e.sim.Requests(""); without > 31 || n > 20 {
+			if n := e.sim.Requests(""); without > 35 || n > 20 {
 				t.Errorf("%d seconds without a token, %d requests", without, n)
 			}
 		})

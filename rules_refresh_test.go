@@ -228,3 +228,24 @@ func TestTimerThatGoesOffAtTheEndOfARefresh(t *testing.T) {
 		}
 	})
 }
+
+// TestADeadTokenIsReplacedWithoutReaders: a step back and a reload leave the next
+// attempt after the end of the token.
+func TestADeadTokenIsReplacedWithoutReaders(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		clock := e.stepClock()
+		e.configure("default")
+		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken, Times: 1})
+		time.Sleep(18*time.Hour + time.Second) // the next attempt is at 21:00
+		clock.set(-10 * time.Hour)
+		e.InvalidateKey(t.Context(), "config/default")
+		e.token("token")
+		for range 6 * 60 {
+			e.minute()
+		}
+		if s := e.credential("default").snap.Load(); !s.live(clock.now()) {
+			t.Errorf("the token has expired; the next one is due in %s", s.wait(clock.now()))
+		}
+	})
+}

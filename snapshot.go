@@ -110,13 +110,8 @@ func (s *snapshot) rotationReason() string {
 
 // live is the entry's, without its cost.
 func (s *snapshot) live(now time.Time) bool {
-	return before(now, s.liveUntil) && !s.fromFuture(now)
+	return before(now, s.liveUntil) && !before(now, s.liveFrom)
 }
-
-// fromFuture reports that the token was obtained later than now, by more than
-// the margin: one of two clocks was wrong, so its age is unknown. It is
-// evaluated on every call, because the clocks may be corrected.
-func (s *snapshot) fromFuture(now time.Time) bool { return before(now, s.liveFrom) }
 
 // dueAt is when the next request is to be sent: when it is both wanted and allowed.
 func (s *snapshot) dueAt() time.Time {
@@ -135,7 +130,7 @@ func (s *snapshot) wait(now time.Time) time.Duration {
 
 // due reports whether a request is to be sent now.
 func (s *snapshot) due(now time.Time) bool {
-	return !before(now, s.scheduled) && !before(now, s.limitedUntil) || s.fromFuture(now) && s.blocked(now) == nil
+	return !before(now, s.scheduled) && !before(now, s.limitedUntil) || !s.live(now) && s.blocked(now) == nil
 }
 
 // exists reports that a credential is stored, usable or not. s may be nil.

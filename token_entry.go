@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -61,16 +60,6 @@ type tokenEntry struct {
 	// Failure is the last attempt, if it failed.
 	Failure *failedAttempt `json:"failure,omitempty"`
 }
-
-// A failureKind says why an attempt to obtain a token failed: it is the HTTP status
-// for those who wait for the token, here and in storage.
-type failureKind int
-
-const (
-	unavailable   failureKind = http.StatusServiceUnavailable  // Autopay can't be reached, or its answer holds no token
-	refused       failureKind = http.StatusBadGateway          // Autopay refused the credential
-	storageFailed failureKind = http.StatusInternalServerError // the ledger could not be stored, so no request was sent
-)
 
 // failedAttempt is an attempt to obtain a token that failed. It is the error
 // that readers without a live token get until NextAttempt.
@@ -215,13 +204,7 @@ func (e tokenEntry) live(now time.Time) bool {
 
 // requestsAt counts the requests in the 24 hours before now.
 func (e tokenEntry) requestsAt(now time.Time) int {
-	oldest := now.Add(-ledgerWindow)
-	i, _ := slices.BinarySearchFunc(e.Requests, oldest, func(t int64, oldest time.Time) int {
-		if time.Unix(t, 0).After(oldest) {
-			return 1
-		}
-		return -1
-	})
+	i, _ := slices.BinarySearch(e.Requests, now.Add(-ledgerWindow).Unix()+1)
 	return len(e.Requests) - i
 }
 
@@ -311,7 +294,7 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 	switch {
 	case old.live(now):
 		e.Scope, e.ExpireTime, e.LastVaultRotation, e.clock = old.Scope, old.ExpireTime, old.LastVaultRotation, old.clock
-	case !old.LastVaultRotation.After(sent):
+	case !old.LastVaultRotation.After(sent) && e.ExpireTime.Sub(old.LastVaultRotation) <= maxLifetime*time.Second:
 		e.LastVaultRotation = old.LastVaultRotation
 	}
 	e.NextRotation = now.Add(max(timeLeft(now, anchored(e.clock, e.ExpireTime))/2, minTTL))
@@ -322,9 +305,10 @@ func (e tokenEntry) withToken(generation string, answer tokenAnswer, sent, now t
 // it is the token that was already there, the next one is to be had once that has
 // expired.
 func (e tokenEntry) expiredOnArrival(answer tokenAnswer, now time.Time) *exchangeError {
-	left := timeLeft(now, anchored(e.clock, e.ExpireTime))
-	if e.AccessToken == answer.accessToken && left > 0 {
-		return &exchangeError{kind: outage, text: "Autopay returned the same token again, which is about to expire", retryAfter: ceilSecond(left)}
+	if e.AccessToken == answer.accessToken {
+		// A second more, because expire_time counts from before the request, in whole seconds.
+		left := max(ceilSecond(timeLeft(now, anchored(e.clock, e.ExpireTime))), 0) + time.Second
+		return &exchangeError{kind: outage, text: "Autopay returned the same token again, which is about to expire", retryAfter: min(left, maxRetryAfter)}
 	}
 	return &exchangeError{kind: unusable, text: "Autopay's token had expired when it arrived"}
 }
@@ -334,24 +318,21 @@ func (e tokenEntry) expiredOnArrival(answer tokenAnswer, now time.Time) *exchang
 // number).
 func (e tokenEntry) withFailedExchange(generation string, x *exchangeError, limit int, now time.Time) tokenEntry {
 	e = e.forGeneration(generation)
-	f := failedAttempt{Kind: unavailable, Text: x.text, RetryAfter: int64(x.retryAfter / time.Second)}
-	if x.kind == refusal {
-		f.Kind = refused
-	}
-	delay := max(backoffs[x.kind].after(e.Failure.wait()), x.retryAfter)
+	b := backoffs[x.kind]
+	delay := max(b.after(e.Failure.wait()), x.retryAfter)
 	// An exchange that may have cost a token: from half the limit on, the rest
 	// has to last for 24 hours.
 	if used := e.requestsAt(now); !x.noToken && limit > 0 && 2*used >= limit {
 		delay = max(delay, ledgerWindow/time.Duration(max(limit-used, 1)))
 	}
-	return e.withFailure(f, delay, now)
-}
-
-// withStorageFailure returns the entry with an attempt that failed at now
-// because the ledger could not be stored.
-func (e tokenEntry) withStorageFailure(generation, text string, now time.Time) tokenEntry {
-	e = e.forGeneration(generation)
-	return e.withFailure(failedAttempt{Kind: storageFailed, Text: text}, backoffs[outage].after(e.Failure.wait()), now)
+	if e.Failure != nil { // an operator's attempt does not shorten the wait
+		delay = max(delay, timeLeft(now, e.Failure.NextAttempt))
+	}
+	e.Failure = &failedAttempt{
+		Text: x.text, Kind: b.status, Time: now, Count: min(e.failures()+1, maxFailureCount-1),
+		NextAttempt: now.Add(delay), RetryAfter: int64(x.retryAfter / time.Second),
+	}
+	return e
 }
 
 // failures counts the failed attempts in a row.
@@ -360,15 +341,6 @@ func (e tokenEntry) failures() int {
 		return 0
 	}
 	return e.Failure.Count
-}
-
-func (e tokenEntry) withFailure(f failedAttempt, delay time.Duration, now time.Time) tokenEntry {
-	if e.Failure != nil { // an operator's attempt does not shorten the wait
-		delay = max(delay, timeLeft(now, e.Failure.NextAttempt))
-	}
-	f.Time, f.Count, f.NextAttempt = now, min(e.failures()+1, maxFailureCount-1), now.Add(delay)
-	e.Failure = &f
-	return e
 }
 
 // withShorterWait returns the entry after an operator has changed the settings,

@@ -265,3 +265,21 @@ func TestAShorterWaitIsACopy(t *testing.T) {
 		t.Errorf("waits %s, the entry before waits %s", got, kept)
 	}
 }
+
+// TestOddTokensAreStored: what the engine stores it can read again, also after Autopay
+// has returned the same token with odd lifetimes.
+func TestOddTokensAreStored(t *testing.T) {
+	t.Parallel()
+	begun, later := start2000, start2000.Add(2*time.Hour)
+	token := func(life time.Duration) tokenAnswer { return tokenAnswer{accessToken: "t", lifetime: life} }
+	ahead := tokenEntry{}.withToken("g", token(24*time.Hour), begun.Add(4*time.Minute), begun).withRequest(begun)
+	for name, entry := range map[string]tokenEntry{
+		"reissued for ten years": tokenEntry{}.withToken("g", token(time.Hour), begun, begun).withToken("g", token(maxLifetime*time.Second), later, later),
+		"about to expire":        ahead.withFailedExchange("g", ahead.expiredOnArrival(token(time.Second), begun), 100, begun),
+	} {
+		data, err := json.Marshal(entry)
+		if _, whole := decodeToken(data, later); err != nil || !whole {
+			t.Errorf("%s: damaged: %s", name, data)
+		}
+	}
+}
