@@ -157,27 +157,27 @@ func TestClockIsSet(t *testing.T) {
 	t.Parallel()
 	refused := autopaysim.Fault{Kind: autopaysim.FaultRefused}
 	sameToken := autopaysim.Fault{Kind: autopaysim.FaultSameToken}
-	oneReadDoesNotStorm := func(t *testing.T, e *engine) {
-		t.Helper()
+	oneReadDoesNotStorm := func(e *engine) {
+		e.t.Helper()
 		before := e.sim.Requests("")
-		ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+		ctx, cancel := context.WithTimeout(e.t.Context(), 90*time.Second)
 		defer cancel()
 		resp, err := e.do(ctx, logical.ReadOperation, "token", nil)
 		if n := e.sim.Requests("") - before; n > 1 || err != nil {
-			t.Errorf("%v %v, %d requests", resp, err, n)
+			e.t.Errorf("%v %v, %d requests", resp, err, n)
 		}
 	}
 	for name, test := range map[string]struct {
 		lifetime, before time.Duration
-		then             func(t *testing.T, e *engine, clock *steppedClock)
+		then             func(e *engine, clock *steppedClock)
 	}{
-		"a clock that was ahead is corrected": {24 * time.Hour, 2 * time.Hour, func(t *testing.T, e *engine, clock *steppedClock) {
+		"a clock that was ahead is corrected": {24 * time.Hour, 2 * time.Hour, func(e *engine, clock *steppedClock) {
 			clock.set(0)
 			time.Sleep(18*time.Hour + time.Second) // the refresh is due by the monotonic clock
 			e.wantRequests(2)
 			e.want("token", "expire_time", "2000-01-02T18:00:00Z")
 		}},
-		"a request by a clock a month ahead does not hold back others for long": {24 * time.Hour, 720 * time.Hour, func(_ *testing.T, e *engine, clock *steppedClock) {
+		"a request by a clock a month ahead does not hold back others for long": {24 * time.Hour, 720 * time.Hour, func(e *engine, clock *steppedClock) {
 			e.configure("default", "token_request_limit", 1)
 			clock.set(0)
 			e.configure("default", "request_timeout", 20) // builds a new snapshot
@@ -185,43 +185,43 @@ func TestClockIsSet(t *testing.T) {
 			e.token("token")
 			e.wantRequests(2)
 		}},
-		"storage is read again, which makes no life longer": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
+		"storage is read again, which makes no life longer": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
 			time.Sleep(10 * time.Hour)
 			clock.set(-time.Hour)
-			e.InvalidateKey(t.Context(), "token/default")
+			e.InvalidateKey(e.t.Context(), "token/default")
 			e.sim.SetFault(refused)
 			e.token("token")
 			time.Sleep(14*time.Hour - 30*time.Second)
 			if resp, err := e.read("token"); err == nil {
-				t.Errorf("a token is served within its margin: %v", resp.Data)
+				e.t.Errorf("a token is served within its margin: %v", resp.Data)
 			}
 		}},
-		"a read starts the refresh that the timer missed": {24 * time.Hour, 0, func(_ *testing.T, e *engine, clock *steppedClock) {
+		"a read starts the refresh that the timer missed": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
 			clock.set(19 * time.Hour)
 			e.token("token")
 			time.Sleep(time.Second)
 			e.wantRequests(2)
 		}},
-		"a leaked token can be rotated after a step back": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
+		"a leaked token can be rotated after a step back": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
 			time.Sleep(10 * time.Minute)
 			clock.set(-time.Hour)
 			if resp, err := e.write("rotate", nil); err != nil || len(resp.Warnings) > 0 {
-				t.Error(resp, err)
+				e.t.Error(resp, err)
 			}
 			e.wantRequests(2)
 		}},
-		"pauses do not grow with a step back": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
-			e.InvalidateKey(t.Context(), "token/default")
+		"pauses do not grow with a step back": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
+			e.InvalidateKey(e.t.Context(), "token/default")
 			e.storage.failOn("get", "", errors.New("no quorum"))
 			e.token("token")
 			clock.set(-time.Hour)
 			reads := e.storage.reads.Load()
 			time.Sleep(failurePause)
 			if e.token("token"); e.storage.reads.Load() == reads {
-				t.Error("storage is left alone for longer")
+				e.t.Error("storage is left alone for longer")
 			}
 		}},
-		"the limit is warned of once after a step back": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
+		"the limit is warned of once after a step back": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
 			e.configure("default", "token_request_limit", 1)
 			clock.set(-10 * time.Hour)
 			time.Sleep(25 * time.Hour)
@@ -229,13 +229,13 @@ func TestClockIsSet(t *testing.T) {
 				e.minute()
 			}
 			if got := strings.Count(e.logs.String(), "allows no request now"); got > 1 {
-				t.Errorf("%d warnings in an hour", got)
+				e.t.Errorf("%d warnings in an hour", got)
 			}
 			if s := e.status("status"); s["last_error"] == "" || s["next_attempt"] == nil {
-				t.Errorf("%v", s)
+				e.t.Errorf("%v", s)
 			}
 		}},
-		"Autopay can't be reached when the machine wakes from a backoff": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
+		"Autopay can't be reached when the machine wakes from a backoff": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
 			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
 			time.Sleep(18*time.Hour + time.Minute)
 			clock.set(10 * time.Minute)
@@ -245,47 +245,47 @@ func TestClockIsSet(t *testing.T) {
 			e.tick()
 			time.Sleep(10 * time.Second)
 			if got := b.n.Load() - before; got < 1 || got > 4 {
-				t.Errorf("%d requests within 10 s of an outage", got)
+				e.t.Errorf("%d requests within 10 s of an outage", got)
 			}
 		}},
-		"the same token again after a step back": {24 * time.Hour, 0, func(t *testing.T, e *engine, clock *steppedClock) {
+		"the same token again after a step back": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
 			clock.set(-20 * time.Hour)
 			e.sim.SetFault(sameToken)
 			time.Sleep(18*time.Hour + time.Second)
 			e.wantRequests(2)
 			s := e.credential("default").snap.Load()
 			if left, due := timeLeft(clock.now(), s.liveUntil), timeLeft(clock.now(), s.dueAt()); due > left {
-				t.Errorf("due in %s, live for %s only", due, left)
+				e.t.Errorf("due in %s, live for %s only", due, left)
 			}
 		}},
-		"the same token after a failover to a clock behind": {24 * time.Hour, 2 * time.Minute, func(t *testing.T, e *engine, clock *steppedClock) {
+		"the same token after a failover to a clock behind": {24 * time.Hour, 2 * time.Minute, func(e *engine, clock *steppedClock) {
 			clock.set(0)
 			e.sim.SetFault(sameToken)
 			e.restart()
-			oneReadDoesNotStorm(t, e)
+			oneReadDoesNotStorm(e)
 		}},
-		"the same token within its margin after a step back": {10 * time.Minute, 0, func(t *testing.T, e *engine, clock *steppedClock) {
+		"the same token within its margin after a step back": {10 * time.Minute, 0, func(e *engine, clock *steppedClock) {
 			e.sim.SetFault(sameToken)
 			clock.set(-time.Hour)
 			time.Sleep(9*time.Minute + 31*time.Second)
-			oneReadDoesNotStorm(t, e)
+			oneReadDoesNotStorm(e)
 		}},
-		"a standby's clock is behind the active node's": {24 * time.Hour, 40 * time.Second, func(t *testing.T, e *engine, _ *steppedClock) {
+		"a standby's clock is behind the active node's": {24 * time.Hour, 40 * time.Second, func(e *engine, _ *steppedClock) {
 			standby := e.peer(consts.ReplicationPerformanceStandby, func(node *engine) { node.opts.now = nil })
 			passedOn := 0
 			for range 17 * 60 {
 				if resp, err := standby.read("token"); err != nil {
 					passedOn++
 				} else if !e.sim.Valid(resp.Data["access_token"].(string)) {
-					t.Fatal("a dead token")
+					e.t.Fatal("a dead token")
 				}
 				time.Sleep(time.Minute)
 			}
 			if passedOn > 1 {
-				t.Errorf("%d reads were passed on to the active node, want one", passedOn)
+				e.t.Errorf("%d reads were passed on to the active node, want one", passedOn)
 			}
 		}},
-		"what is stored after a step can be read again": {24 * time.Hour, 10 * time.Minute, func(t *testing.T, e *engine, clock *steppedClock) {
+		"what is stored after a step can be read again": {24 * time.Hour, 10 * time.Minute, func(e *engine, clock *steppedClock) {
 			for _, step := range []time.Duration{20 * time.Minute, -48 * time.Hour} {
 				for _, status := range []int{401, 503} {
 					time.Sleep(10 * time.Minute)
@@ -298,7 +298,7 @@ func TestClockIsSet(t *testing.T) {
 				_, _ = e.read("status")
 			}
 			if strings.Contains(e.logs.String(), "damaged") {
-				t.Error("the entry that the engine wrote is damaged")
+				e.t.Error("the entry that the engine wrote is damaged")
 			}
 		}},
 	} {
@@ -308,7 +308,7 @@ func TestClockIsSet(t *testing.T) {
 			clock := e.stepClock()
 			clock.set(test.before)
 			e.configure("default")
-			test.then(t, e, clock)
+			test.then(e, clock)
 		})
 	}
 }

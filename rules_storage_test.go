@@ -30,38 +30,38 @@ func TestRule6StorageIsTheTruth(t *testing.T) {
 func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 	t.Parallel()
 	second := map[string]any{"client_id": "second"}
-	for name, test := range map[string]func(t *testing.T, e *engine, old any){
-		"the config can't be stored": func(_ *testing.T, e *engine, old any) {
+	for name, test := range map[string]func(e *engine, old any){
+		"the config can't be stored": func(e *engine, old any) {
 			e.storage.failOn("put", configPrefix, errors.New("disk full"))
 			e.wantCode(http.StatusInternalServerError)(e.write("config", second))
 			e.storage.heal()
 			e.restart()
 			e.want("token", "access_token", old)
 		},
-		"the ledger can't be stored": func(_ *testing.T, e *engine, old any) {
+		"the ledger can't be stored": func(e *engine, old any) {
 			e.storage.failOn("put", tokenPrefix, errors.New("disk full"))
 			e.wantCode(http.StatusInternalServerError)(e.write("config", second))
 			e.storage.heal()
 			e.restart()
 			e.want("token", "access_token", old)
 		},
-		"a crash between config and token": func(t *testing.T, e *engine, old any) {
+		"a crash between config and token": func(e *engine, old any) {
 			e.storage.failPuts(func(n int64) bool { return n == 3 }) // after the ledger and the config
 			e.configure("default", "client_id", "second")
 			for range 2 {
 				if e.token("token")["access_token"] == old {
-					t.Error("the token of the old client is served")
+					e.t.Error("the token of the old client is served")
 				}
 				e.restart() // loses what was only in memory
 			}
 			e.wantRequests(3)
 		},
-		"verify=false": func(t *testing.T, e *engine, old any) {
+		"verify=false": func(e *engine, old any) {
 			e.configure("default", "client_id", "second", "verify", false)
 			e.wantRequests(1)
 			e.want("status", "state", "pending")
 			if e.token("token")["access_token"] == old {
-				t.Error("the token of the old client is served")
+				e.t.Error("the token of the old client is served")
 			}
 			e.wantRequests(2)
 		},
@@ -69,7 +69,7 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t)
 			e.sim.SetClient("second", testSecret)
-			test(t, e, e.token("token")["access_token"])
+			test(e, e.token("token")["access_token"])
 		})
 	}
 }
