@@ -8,6 +8,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
@@ -97,6 +100,16 @@ func TestRotateAfterATimeout(t *testing.T) {
 		for range 2 {
 			e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
 			time.Sleep(rotateDelay)
+		}
+	})
+}
+
+// TestRotateIsTheActiveNodes: a standby passes on the rotate of a young token too.
+func TestRotateIsTheActiveNodes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		standby := configured(t).peer(consts.ReplicationPerformanceStandby)
+		if _, err := standby.write("rotate", nil); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+			t.Errorf("got %v, want read-only, so that Vault passes it on", err)
 		}
 	})
 }
