@@ -27,8 +27,8 @@ build: ## the plugin, bin/vault-plugin-secrets-autopay
 	@$(BUILD) plugin "$(PLUGIN)" . $(FLAGS)
 
 .PHONY: sim
-sim: ## the stand-in for Autopay, bin/autopaysim
-	@echo "sim: the stand-in for Autopay, into bin/autopaysim"
+sim: ## the simulator of Autopay, bin/autopaysim
+	@echo "sim: the simulator of Autopay, into bin/autopaysim"
 	@$(BUILD) sim "$(SIM)" ./cmd/autopaysim $(FLAGS)
 
 .PHONY: release
@@ -42,6 +42,10 @@ reproduce: ## a release built twice, from two clones: the same checksums?
 .PHONY: demo
 demo: build sim ## a token read from a real Vault, start to finish, in about a minute
 	@scripts/demo.sh
+
+.PHONY: recording
+recording: ## docs/demo.svg for the README, from a real run of the demo
+	@scripts/recording.sh
 
 .PHONY: dev
 dev: build sim ## the same, left running for you to try

@@ -5,7 +5,7 @@
 #   scripts/demo.sh          show everything, then clean up
 #   scripts/demo.sh --dev    set everything up and keep it running until Ctrl-C
 #
-# If AUTOPAY_CLIENT_ID and AUTOPAY_CLIENT_SECRET are set, it uses the real Autopay, otherwise a stand-in on this
+# If AUTOPAY_CLIENT_ID and AUTOPAY_CLIENT_SECRET are set, it uses the real Autopay, otherwise a simulator on this
 # machine. Vault is VAULT_BIN, the one on PATH, or one that scripts/vault.sh builds from source.
 # Everything runs on loopback in a temporary directory, which is removed at the end.
 #
@@ -160,7 +160,7 @@ start_sim() {
   sim_pid=$started
   if ! until_true 20 sim_ready || [ ! -s "$tmp/sim.url" ]; then
     cat "$tmp/sim.log" >&2
-    fail "the stand-in for Autopay did not start"
+    fail "the simulator of Autopay did not start"
   fi
   sim=$(cat "$tmp/sim.url")
 }
@@ -197,7 +197,7 @@ else
   client_id=demo-client secret=demo-secret
   if [ -n "$dev" ]; then lifetime=1h; else lifetime=40s; fi
   start_sim "$lifetime"
-  note "Autopay: a stand-in at $sim; its tokens live $lifetime."
+  note "Autopay: a simulator at $sim; its tokens live $lifetime."
 fi
 start_vault
 version=$("bin/$name" -version)
@@ -273,7 +273,7 @@ run 'vault read autopay/status'
 if [ -z "$real" ]; then
   run "curl -fsS $sim/sim/stats"
   requests=$(curl -fsS "$sim/sim/stats" | sed -n 's/^{"token_requests":\([0-9]*\),.*/\1/p')
-  [ -n "$requests" ] || fail "the stand-in's counters lack token_requests"
+  [ -n "$requests" ] || fail "the simulator's counters lack token_requests"
   heading "Done: $reads reads of the token, $requests requests to Autopay"
 else
   heading "Done"

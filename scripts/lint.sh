@@ -3,16 +3,17 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+type -P shellcheck >/dev/null || {
+  echo "lint: shellcheck is not installed; on Debian: apt-get install shellcheck" >&2
+  exit 1
+}
+
 echo "lint: golangci-lint, with go vet and gofumpt (its first build takes a minute or two)"
 go tool -modfile=tools/go.mod golangci-lint run ./...
 go -C examples/go tool -modfile=../../tools/go.mod golangci-lint run ./...
 go -C tools/release tool -modfile=../go.mod golangci-lint run ./...
 
 echo "lint: shellcheck"
-type -P shellcheck >/dev/null || {
-  echo "lint: shellcheck is not installed; on Debian: apt-get install shellcheck" >&2
-  exit 1
-}
 shellcheck .ci/run scripts/*.sh examples/*/*.sh
 
 echo "lint: actionlint"

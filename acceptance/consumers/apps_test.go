@@ -16,7 +16,7 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestExampleApps runs the client of each language against a real Vault and the stand-in's API.
+// TestExampleApps runs the client of each language against a real Vault and the simulator's API.
 func TestExampleApps(t *testing.T) {
 	t.Parallel()
 	python := pythonWithHvac(t)

@@ -128,10 +128,10 @@ func (v *appVault) answered(t *testing.T, n int) {
 
 const postBody = "a body that must come again after a 401"
 
-// exampleAPI serves the stand-in's API as a POST. It checks the token only if the body is the right one.
+// exampleAPI serves the simulator's API as a POST. It checks the token only if the body is the right one.
 type exampleAPI struct {
 	web    *httptest.Server
-	answer atomic.Pointer[http.HandlerFunc] // instead of the stand-in's; nil for that
+	answer atomic.Pointer[http.HandlerFunc] // instead of the simulator's; nil for that
 }
 
 func startAPI(t *testing.T, p *harness.Autopay) *exampleAPI {

@@ -44,7 +44,7 @@ func (a *sidecarAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Has("slow") {
 		time.Sleep(2 * time.Second)
 	}
-	r.Method = http.MethodGet // the stand-in's API knows no other
+	r.Method = http.MethodGet // the simulator's API knows no other
 	a.p.ServeHTTP(w, r)
 }
 
@@ -121,7 +121,7 @@ func TestExampleSidecar(t *testing.T) {
 	m.MustWrite(t, "config", cred.Config("rotation_period", int(period.Seconds()), "ca_cert", p.CACert()))
 
 	api := &sidecarAPI{p: p, first: map[string]time.Time{}}
-	web := httptest.NewTLSServer(api) // with the certificate of the stand-in, which is for example.com
+	web := httptest.NewTLSServer(api) // with the certificate of the simulator, which is for example.com
 	t.Cleanup(web.Close)
 
 	// Where the examples say /run/autopay and /etc/autopay/nginx.conf, a directory of the test's own.

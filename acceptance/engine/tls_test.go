@@ -10,7 +10,7 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// TestTLS uses a stand-in whose certificate is trusted through ca_cert only.
+// TestTLS uses a simulator whose certificate is trusted through ca_cert only.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	p := harness.StartAutopayTLS(t)

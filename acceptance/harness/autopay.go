@@ -15,7 +15,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// Autopay is a stand-in for Autopay at an address of its own.
+// Autopay is a simulator of Autopay at an address of its own.
 type Autopay struct {
 	*autopaysim.Server
 	web *httptest.Server
@@ -25,7 +25,7 @@ type Autopay struct {
 // should need more.
 const usualBan = 10
 
-// StartAutopay starts a stand-in that bans a client for its eleventh token. When
+// StartAutopay starts a simulator that bans a client for its eleventh token. When
 // the test ends it stops, and the test fails if a client was banned.
 func StartAutopay(tb testing.TB) *Autopay {
 	tb.Helper()
@@ -68,7 +68,7 @@ func (p *Autopay) TokenURL() string { return p.web.URL + autopaysim.TokenPath }
 // ResourceURL returns the URL of the API that tokens are for. It answers GET.
 func (p *Autopay) ResourceURL() string { return p.web.URL + autopaysim.ResourcePath }
 
-// CACert returns the self-signed certificate of a TLS stand-in, in PEM.
+// CACert returns the self-signed certificate of a TLS simulator, in PEM.
 func (p *Autopay) CACert() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.web.Certificate().Raw}))
 }
@@ -113,14 +113,14 @@ func OtherCert(tb testing.TB) string {
 	return string(ca)
 }
 
-// Credential is what Autopay gives an application: a client of the stand-in, and
+// Credential is what Autopay gives an application: a client of the simulator, and
 // where it gets its tokens.
 type Credential struct {
 	ID, Secret string
 	TokenURL   string
 }
 
-// NewCredential registers a new client with the stand-in.
+// NewCredential registers a new client with the simulator.
 func (p *Autopay) NewCredential() Credential {
 	c := Credential{ID: "client-" + Random(6), Secret: NewSecret(), TokenURL: p.TokenURL()}
 	p.SetClient(c.ID, c.Secret)
@@ -149,7 +149,7 @@ func Fields(items ...any) map[string]any {
 	return fields
 }
 
-// WantRequests fails the test unless the stand-in got exactly n requests for
+// WantRequests fails the test unless the simulator got exactly n requests for
 // tokens of a credential.
 func (p *Autopay) WantRequests(tb testing.TB, c Credential, n int) {
 	tb.Helper()

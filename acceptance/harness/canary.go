@@ -17,7 +17,7 @@ import (
 
 // Canaries are the strings that must never show. Every client secret of the
 // suites begins with CanarySecret, or is CanaryNumber where it is sent as a
-// number. The stand-in's tokens are "sim." and 43 characters. JSON, URLs and
+// number. The simulator's tokens are "sim." and 43 characters. JSON, URLs and
 // quoted log lines spell all of them the same.
 const (
 	CanarySecret = "canarysecret"

@@ -1,7 +1,7 @@
 //go:build acceptance
 
 // Package harness is what all acceptance suites share: real Vault servers and
-// clusters with the built plugin, a stand-in for Autopay, an HTTP client that
+// clusters with the built plugin, a simulator of Autopay, an HTTP client that
 // sees whole answers, and a search for secrets in everything a server leaves
 // behind.
 //
@@ -142,7 +142,7 @@ func SharedVault(tb testing.TB) *Server {
 	return shared.server
 }
 
-// Setup mounts the plugin on the shared server, and starts a stand-in for
+// Setup mounts the plugin on the shared server, and starts a simulator for
 // Autopay with one client, whose credential is not yet written to the mount.
 func Setup(tb testing.TB) (Mount, *Autopay, Credential) {
 	tb.Helper()

@@ -43,8 +43,8 @@ const (
 // TestPluginKilledAtRandom kills the plugin while readers read, at moments that a
 // fixed seed chooses. Tokens are due every 5 s and Autopay takes 0.7 s over each,
 // so some requests are lost in flight. One credential has no request limit; the
-// stand-in bans it when it gets more than one token per period and one per kill.
-// The other soon reaches its limit; the stand-in bans it when it gets more tokens
+// simulator bans it when it gets more than one token per period and one per kill.
+// The other soon reaches its limit; the simulator bans it when it gets more tokens
 // than that.
 func TestPluginKilledAtRandom(t *testing.T) {
 	t.Parallel()

@@ -1,4 +1,4 @@
-// Command autopaysim runs a stand-in for Autopay, for demos and tests. See docs/autopaysim.md.
+// Command autopaysim runs a simulator of Autopay, for demos and tests. See docs/autopaysim.md.
 package main
 
 import (
@@ -21,7 +21,7 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-const usage = `autopaysim is a stand-in for Autopay. POST /oauth/token issues tokens, GET /v1/whoami accepts them, and
+const usage = `autopaysim is a simulator of Autopay. POST /oauth/token issues tokens, GET /v1/whoami accepts them, and
 /sim/... controls faults and shows counters. It is a test tool: it needs no password and protects nothing.
 
 Example: start it on a free port, ban clients that request more than 3 tokens a day, and request a token:

@@ -1,4 +1,4 @@
-// Package autopaysim is a stand-in for Autopay: its token endpoint, one protected resource, a fault for every way
+// Package autopaysim is a simulator of Autopay: its token endpoint, one protected resource, a fault for every way
 // in which a provider can fail, and a ban for clients that request too many tokens. It runs behind any HTTP server,
 // or in-process through [Server.RoundTripper], which works inside a testing/synctest bubble.
 package autopaysim
@@ -71,7 +71,7 @@ type client struct {
 	counters Counters
 }
 
-// Server is the stand-in. It is an http.Handler, starts no goroutine, and is safe for concurrent use.
+// Server is the simulator. It is an http.Handler, starts no goroutine, and is safe for concurrent use.
 type Server struct {
 	opts      Options // with all defaults set; constant after New
 	mux       *http.ServeMux
