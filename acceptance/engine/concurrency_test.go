@@ -39,30 +39,8 @@ func getToken(ctx context.Context, m harness.Mount) (harness.Answer, error) {
 	return m.Call(ctx, m.RootToken, http.MethodGet, m.At+"/token", nil)
 }
 
-// TestColdReaders has 200 readers at once when there is no token. They share one
-// request to Autopay.
-func TestColdReaders(t *testing.T) {
-	t.Parallel()
-	m, p, cred := harness.Setup(t)
-	m.MustWrite(t, "config", cred.Unverified())
-	p.WantRequests(t, cred, 0)
-
-	// Autopay is slow, so all readers arrive before its answer.
-	p.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: time.Second})
-	tokens := map[string]int{}
-	for _, a := range together(t, 200, func(int) (harness.Answer, error) { return getToken(t.Context(), m) }) {
-		if a.Status != http.StatusOK {
-			t.Fatal(a)
-		}
-		tokens[fmt.Sprint(a.Data["access_token"])]++
-	}
-	if len(tokens) != 1 {
-		t.Errorf("%d different tokens", len(tokens))
-	}
-	p.WantRequests(t, cred, 1)
-}
-
-// TestColdReadersOfADeadProvider shows that they share one failure, too.
+// TestColdReadersOfADeadProvider has 200 readers at once when there is no token. They share
+// one request, and its failure.
 func TestColdReadersOfADeadProvider(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
