@@ -113,7 +113,7 @@ run() {
 }
 
 if has unit; then
-  run unit 1 "$any" -- unit-root . unit-cmd cmd/autopaysim unit-autopaysim internal/autopaysim unit-pack tools/release/pack
+  run unit 1 "$any" -- unit-root . unit-cmd cmd/autopaysim unit-autopaysim internal/autopaysim unit-pack tools/release/pack unit-docs docs
 fi
 if has model; then
   run model 1 '^(TestModel|TestConcurrentLives)$' "-model.runs=${MODEL_RUNS:-500}" -- model .

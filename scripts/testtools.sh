@@ -116,6 +116,7 @@ for suite in "$@"; do
       want race_tests unit-cmd.test cmd/autopaysim
       want race_tests unit-autopaysim.test internal/autopaysim
       want tests unit-pack.test tools/release/pack
+      want tests unit-docs.test docs
       ;;
     model) want tests model.test . ;;
     formats) formats ;;
