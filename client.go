@@ -218,18 +218,18 @@ func (c *client) brokenExchange(ctx context.Context, r tokenRequest, err error, 
 
 // TLS alerts (RFC 8446, section 6).
 const (
-	handshakeFailure    tls.AlertError = 40
-	badCertificate      tls.AlertError = 42
-	protocolVersion     tls.AlertError = 70
-	certificateRequired tls.AlertError = 116
+	handshakeFailure    = 40
+	badCertificate      = 42
+	protocolVersion     = 70
+	certificateRequired = 116
 )
 
 // alerted reports whether the other side ended a connection with one of the alerts.
 // crypto/tls wraps them in a type of its own with the same texts (crypto/tls/conn.go).
-func alerted(err error, alerts ...tls.AlertError) bool {
+func alerted(err error, alerts ...uint8) bool {
 	var op *net.OpError
 	return errors.As(err, &op) && op.Op == "remote error" &&
-		slices.ContainsFunc(alerts, func(a tls.AlertError) bool { return a.Error() == op.Err.Error() })
+		slices.ContainsFunc(alerts, func(a uint8) bool { return tls.AlertError(a).Error() == op.Err.Error() })
 }
 
 // dialProblem names the reason why no connection could be made, and whether time

@@ -334,8 +334,6 @@ func vaultTime(r round) time.Duration { return r.vault }
 
 func pluginTime(r round) time.Duration { return r.plugin }
 
-func readersTime(r round) time.Duration { return r.reader }
-
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 func us(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1000 }
