@@ -60,6 +60,6 @@
 //	storage.go, environment.go         what a credential needs of its mount
 //	snapshot.go                        a credential as readers see it
 //	token_entry.go, config_entry.go    what storage keeps
-//	schedule.go, clock.go, counters.go
+//	schedule.go, clock.go
 //	client.go                          the exchange with Autopay
 package main

@@ -44,7 +44,7 @@ func perCredential(metric, help string, labels ...string) *prometheus.Desc {
 }
 
 // Every gauge is computed from the snapshots when Prometheus asks, so that no gauge can
-// disagree with status. Only counters are kept (counters.go). The labels name the
+// disagree with status. Only counters are kept (credential.go). The labels name the
 // credential and an outcome or state, never a client ID.
 
 // collector gathers a mount's metrics from what is in memory.
