@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -258,4 +259,15 @@ func TestRequestTimeoutIsUsed(t *testing.T) {
 			t.Errorf("the exchange took %s, want 3 s", took)
 		}
 	})
+}
+
+// TestSecretsAreMarkedSensitive, so that Vault's UI and its OpenAPI document know.
+func TestSecretsAreMarkedSensitive(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t, autopaysim.Options{})
+	for _, field := range []*framework.FieldSchema{e.Route("config").Fields[fieldClientSecret], tokenFields()["access_token"]} {
+		if field.DisplayAttrs == nil || !field.DisplayAttrs.Sensitive {
+			t.Errorf("not marked: %s", field.Description)
+		}
+	}
 }
