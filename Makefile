@@ -40,7 +40,7 @@ reproduce: ## a release built twice, from two clones: the same checksums?
 	@scripts/reproduce.sh
 
 .PHONY: demo
-demo: build sim ## a token read from a real Vault, start to finish, in about a minute
+demo: build sim ## a token read from a real Vault, start to finish: 38 seconds, once Vault is built
 	@scripts/demo.sh
 
 .PHONY: recording
@@ -52,7 +52,7 @@ dev: build sim ## the same, left running for you to try
 	@scripts/demo.sh --dev
 
 .PHONY: test
-test: build ## all tests: unit, model, then acceptance in real Vault servers
+test: build ## all tests: unit, model, then acceptance in real Vault servers (README has the times)
 	@scripts/test.sh
 
 .PHONY: fresh
