@@ -74,7 +74,7 @@ func Launch(dir, name string) (*Server, error) {
 	return s, nil
 }
 
-// newServer starts a process that is not yet initialised. Another process may
+// newServer starts a process that is not yet initialized. Another process may
 // take a free port before Vault does, so it tries more than once.
 func newServer(dir, name string, joins ...string) (*Server, error) {
 	var err error
@@ -84,12 +84,25 @@ func newServer(dir, name string, joins ...string) (*Server, error) {
 			return nil, err
 		}
 		if err = s.start(); err == nil {
+			err = s.mine()
+		}
+		if err == nil {
 			return s, nil
 		}
 		s.Stop()
 		err = fmt.Errorf("%w\n%s", err, s.complaints())
 	}
 	return nil, err
+}
+
+// mine reports an error if another server answers at the address of a new one, whose
+// own process is about to end because it can't listen.
+func (s *Server) mine() error {
+	status, err := s.Client("").Sys().SealStatus()
+	if err == nil && status.Initialized && len(s.joins) == 0 {
+		return errors.New("another server has taken the port")
+	}
+	return err
 }
 
 // configure chooses the ports and writes the configuration file.
