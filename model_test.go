@@ -44,7 +44,8 @@ type model struct {
 	patient bool // its outages are long
 	clock   *steppedClock
 	clocks  clockFaults
-	lossy   bool // storage has failed in this run, so removals from the ledger may be lost
+	forgot  time.Time // when the clock was set last
+	lossy   bool      // storage has failed in this run, so removals from the ledger may be lost
 	story   story
 	mu      sync.Mutex // guards the credentials and the windows against onRequest
 }
@@ -261,7 +262,7 @@ func (m *model) setClock() {
 func (m *model) forget() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.lossy = true
+	m.lossy, m.forgot = true, time.Now()
 	for _, c := range m.names {
 		c.counted, c.failed, c.asked = nil, time.Time{}, time.Time{}
 	}
@@ -461,6 +462,9 @@ func (c *modelCredential) checkPace(m *model, at time.Time) {
 // checkLimit counts a request that may have cost a token. The caller holds m.mu.
 func (c *modelCredential) checkLimit(m *model, at time.Time) {
 	m.t.Helper()
+	if at.Before(m.forgot) {
+		return // entered by another clock
+	}
 	c.counted = append(c.counted, at)
 	used := 0
 	for _, t := range c.counted {
