@@ -20,8 +20,10 @@ shift 3
 
 tmp=$(mktemp -d)
 export GOTMPDIR=$tmp
+# running reports whether a job has not ended. The shell knows; a process ID may soon belong to another process.
+running() { jobs -pr | grep -qx "$1"; }
 clean() {
-  for job in $(jobs -p); do
+  for job in $(jobs -pr); do
     kill -TERM -- "-$job" 2>/dev/null || true
     wait "$job" 2>/dev/null || true
   done
@@ -51,7 +53,7 @@ progress() {
   local compiled modules seconds left
   compiled=$(lines -v ' ')
   if [ -z "$total" ]; then
-    if kill -0 "$counting" 2>/dev/null; then # it waits for the downloads
+    if running "$counting"; then # it waits for the downloads
       modules=$(lines '^go: downloading ')
       [ "$modules" -eq 0 ] || show "downloading, $modules modules so far"
     else
@@ -77,17 +79,17 @@ build "$@" >"$tmp/log" 2>&1 </dev/null &
 building=$!
 counting=''
 for _ in {1..30}; do
-  kill -0 "$building" 2>/dev/null || break
+  running "$building" || break
   sleep 0.1
 done
-if kill -0 "$building" 2>/dev/null; then
+if running "$building"; then
   # The packages that are not in Go's cache.
   go "${list[@]}" "$@" -f '{{if and .Stale (ne .StaleReason "not installed but available in build cache")}}{{.ImportPath}}{{end}}' \
     "$package" >"$tmp/count" 2>/dev/null </dev/null &
   counting=$!
 fi
 set +m
-while kill -0 "$building" 2>/dev/null; do
+while running "$building"; do
   progress
   sleep 1
 done
