@@ -384,6 +384,7 @@ func TestProxyErrorsNameTheProxy(t *testing.T) {
 		"502":              {says("HTTP/1.1 502 x\r\n\r\ncanary"), "the proxy answered 502 Bad Gateway", outage},
 		"nobody listens":   {strings.TrimPrefix(nobody(), "http://"), "the proxy can't be reached: connection refused", outage},
 		"does not resolve": {"proxy.invalid:3128", "the proxy can't be reached: its host name does not resolve", outage},
+		"204":              {says("HTTP/1.1 204 canary\r\n\r\n"), "the proxy answered 204 No Content", unreachable},
 		"hangs up":         {says(""), "no connection could be made", outage},
 	} {
 		t.Run(name, func(t *testing.T) {

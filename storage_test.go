@@ -86,6 +86,8 @@ func TestStoredByV010(t *testing.T) {
 				t.Errorf("config/full: %v", config)
 			}
 			e.want("status/plain", "token_requests_24h", 2)
+			e.want("config/plain", "request_timeout", int64(10)) // the default, where it can't be used
+			e.want("config/plain", "token_request_limit", 100)
 		})
 	}
 }
