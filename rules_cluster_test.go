@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -223,5 +224,19 @@ func TestANameConfiguredDuringALoad(t *testing.T) {
 			e.minute()
 		}
 		e.wantRequests(2)
+	})
+}
+
+// TestRule10AStandbyPassesOnWhatItCannotAnswer: the stored failure is the active
+// node's, which may have a token by now.
+func TestRule10AStandbyPassesOnWhatItCannotAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.sim.SetFault(retryAfter(503, "3600"))
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		standby := e.peer(consts.ReplicationPerformanceStandby)
+		if _, err := standby.read("token"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+			t.Errorf("got %v, want read-only", err)
+		}
 	})
 }
