@@ -555,7 +555,7 @@ func (l *concurrentLife) run() {
 		wg.Wait()
 		l.sim.SetFault(autopaysim.Fault{})
 		l.storage.heal()
-		for range 12 {
+		for range 16 { // a refusal waits up to 15 minutes
 			l.minute()
 		}
 		time.Sleep(20 * time.Second)
