@@ -408,12 +408,11 @@ func parseToken(resp *http.Response, body []byte, secret string) (tokenAnswer, *
 		ExpiresIn   json.RawMessage `json:"expires_in"`
 		oauthError
 	}
-	tooLarge := len(body) > maxAnswerSize
 	err := unmarshal(body, &said)
 	token, seconds := jsonText(said.AccessToken), lifetimeSeconds(said.ExpiresIn)
 	problem := ""
 	switch {
-	case tooLarge:
+	case len(body) > maxAnswerSize:
 		problem = "it is larger than 1 MiB"
 	case err != nil && resp.Header.Get("Content-Encoding") != "":
 		problem = "it has a Content-Encoding, which was not asked for"

@@ -214,9 +214,9 @@ func (c *credential) configured(args ...any) {
 }
 
 // verify requests a token with settings that are not stored yet, so that a wrong
-// secret never replaces a right one. Vault's clients
-// repeat a write that was answered with a 5xx: the same one right after a failed
-// verification is answered as before, without a request.
+// secret never replaces a right one. Vault's clients repeat a write that was answered
+// with a 5xx: the same one right after a failed verification is answered as before,
+// without a request.
 func (c *credential) verify(ctx context.Context, s *snapshot, next *configEntry) (tokenEntry, error) {
 	settings := sha256.Sum256(fmt.Append(nil, next.tokenRequest()))
 	if last := c.unverified; last != nil && last.settings == settings && last.until.Sub(c.env.now()) > 0 {

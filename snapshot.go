@@ -26,9 +26,9 @@ type snapshot struct {
 	damage      error        // why a stored config can't be used; nil: it can
 	entry       tokenEntry
 	unsaved     bool   // the entry is newer than the one in storage (rule 9)
-	loggedState string // the state when the snapshot was published
+	loggedState string // the state when the log last told of a failure or a new token
 
-	liveFrom     time.Time     // earliest time at which the token may be served; see fromFuture
+	liveFrom     time.Time     // earliest time at which the token may be served; before it, the token is from the future
 	liveUntil    time.Time     // and until then; zero: no token
 	period       time.Duration // from this token to the next, whole seconds
 	periodReason string        // what period was taken from
