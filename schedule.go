@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"sort"
 	"strings"
 	"time"
 	_ "time/tzdata" // time zones, on hosts that have none
@@ -56,31 +57,23 @@ func parseSchedule(text string) (*cron.SpecSchedule, error) {
 // to be replaced: at the latest scheduled time that is neither too close nor past
 // 90% of the lifetime. It returns zero if there is none. Times before since do not
 // count: a schedule that is set must not replace a token at once.
-func scheduledRotation(schedule cron.Schedule, obtained, since time.Time, lifetime time.Duration) time.Time {
-	first, last := obtained.Add(scheduleMinDelay), obtained.Add(lifetime*9/10)
-	if earliest := since.Add(scheduleMinDelay); earliest.After(first) {
-		first = earliest
+func scheduledRotation(schedule cron.Schedule, obtained, since time.Time, lifetime time.Duration) (latest time.Time) {
+	last := obtained.Add(lifetime * 9 / 10)
+	if since.After(obtained) {
+		obtained = since
 	}
-	if first.After(last) {
-		return time.Time{}
-	}
-	// A cron expression can only be read forwards. Look at the end of the span
-	// first, then at twice as much of it, and so on.
-	for span := time.Minute; ; span *= 2 {
-		from := last.Add(-span)
-		if from.Before(first) {
-			from = first
+	first := obtained.Add(scheduleMinDelay)
+	// A cron expression can only be read forwards, so the latest time is searched for:
+	// it is the last second from which on one is left.
+	sort.Search(max(int(last.Sub(first)/time.Second)+1, 0), func(i int) bool {
+		next := schedule.Next(first.Add(time.Duration(i-1) * time.Second)) // at i seconds or later
+		past := next.IsZero() || next.After(last)
+		if !past {
+			latest = next
 		}
-		var latest time.Time
-		for t := schedule.Next(from.Add(-time.Second)); !t.IsZero() && !t.After(last); t = schedule.Next(t) {
-			if !t.Before(from) {
-				latest = t
-			}
-		}
-		if !latest.IsZero() || !from.After(first) {
-			return latest
-		}
-	}
+		return past
+	})
+	return latest
 }
 
 // scheduleGap returns the first scheduled time after from that is not followed by
