@@ -236,24 +236,21 @@ func alerted(err error, alerts ...uint8) bool {
 // may cure it.
 func dialProblem(err error, now time.Time) (problem string, kind exchangeKind) {
 	var (
-		op        *net.OpError
-		dns       *net.DNSError
-		authority x509.UnknownAuthorityError
-		hostname  x509.HostnameError
-		invalid   x509.CertificateInvalidError
-		record    tls.RecordHeaderError
-		errno     syscall.Errno
+		op       *net.OpError
+		hostname x509.HostnameError
+		invalid  x509.CertificateInvalidError
+		errno    syscall.Errno
 	)
 	if errors.As(err, &op) && op.Op == "proxyconnect" {
 		problem, kind = dialProblem(op.Err, now)
 		return "the proxy can't be reached: " + problem, kind
 	}
 	switch {
-	case errors.As(err, &dns):
+	case errors.As(err, new(*net.DNSError)):
 		return "its host name does not resolve", outage
 	case errors.As(err, &errno):
 		return errno.Error(), outage
-	case errors.As(err, &authority):
+	case errors.As(err, new(x509.UnknownAuthorityError)):
 		problem = "its certificate is signed by an unknown authority (check ca_cert)"
 	case errors.As(err, &hostname) && len(hostname.Certificate.DNSNames)+len(hostname.Certificate.IPAddresses) == 0:
 		problem = "its certificate has no subject alternative name"
@@ -261,7 +258,7 @@ func dialProblem(err error, now time.Time) (problem string, kind exchangeKind) {
 		problem = "its certificate is for another host"
 	case errors.As(err, &invalid):
 		problem = certificateProblem(invalid, now)
-	case errors.As(err, &record):
+	case errors.As(err, new(tls.RecordHeaderError)):
 		problem = "it does not speak TLS"
 	case alerted(err, protocolVersion), strings.Contains(err.Error(), "unsupported protocol version"): // crypto/tls/handshake_client.go
 		problem = "it does not support TLS 1.2 or newer"
@@ -449,19 +446,10 @@ func lifetimeSeconds(raw json.RawMessage) float64 {
 // scopeText joins a scope that is a list or a text. It is only shown, so words that
 // can't be are left out.
 func scopeText(raw json.RawMessage) string {
-	var list []any
-	if json.Unmarshal(raw, &list) != nil {
-		list = []any{jsonText(raw)}
-	}
-	var words []string
-	for _, item := range list {
-		text, _ := item.(string)
-		for _, word := range strings.Fields(text) {
-			if visibleASCII(word, '!') {
-				words = append(words, word)
-			}
-		}
-	}
+	var list []string
+	_ = json.Unmarshal(raw, &list) // items that are no text stay empty
+	words := strings.Fields(strings.Join(append(list, jsonText(raw)), " "))
+	words = slices.DeleteFunc(words, func(word string) bool { return !visibleASCII(word, '!') })
 	if scope := strings.Join(words, " "); len(scope) <= maxTokenSize {
 		return scope
 	}

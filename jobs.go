@@ -156,21 +156,6 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) 
 	return entry, x
 }
 
-// forConfigWrite is current, except that a credential without a usable config
-// has the ledger of what was there before: a creation that failed, or a config
-// that is damaged.
-func (c *credential) forConfigWrite(ctx context.Context) (*snapshot, error) {
-	s, err := c.current(ctx)
-	if err != nil || s.config != nil {
-		return s, err
-	}
-	left, err := c.env.getToken(ctx, c.name)
-	if err != nil {
-		return nil, err
-	}
-	return &snapshot{changes: s.changes, entry: left}, nil
-}
-
 // configure stores next as the settings, without asking Autopay.
 func (c *credential) configure(ctx context.Context, s *snapshot, next *configEntry) error {
 	if s.config != nil && *next == *s.config {

@@ -47,8 +47,7 @@ func (e *notConfiguredError) Error() string {
 
 // notConfigured reports that an error says that nothing is configured.
 func notConfigured(err error) bool {
-	var missing *notConfiguredError
-	return errors.As(err, &missing)
+	return errors.As(err, new(*notConfiguredError))
 }
 
 // known returns a credential that is in memory, or nil.

@@ -267,7 +267,7 @@ func (m *mount) pathConfigWrite(
 		store = c.configure
 	}
 	err = c.exclusively(ctx, func(ctx context.Context) error {
-		s, err := c.forConfigWrite(ctx)
+		s, err := c.current(ctx)
 		if err != nil {
 			return err
 		}

@@ -21,9 +21,9 @@ import (
 // whenever anything in it changes. All its times are derived when it is built,
 // so that every question about a token is a comparison with now.
 type snapshot struct {
-	changes     uint64       // the credential's changes when storage was read
-	config      *configEntry // nil: not configured, or damaged
-	damage      error        // why a stored config can't be used; nil: it can
+	changes     uint64        // the credential's changes when storage was read
+	config      *configEntry  // nil: not configured, or damaged
+	damage      *damagedError // why a stored config can't be used; nil: it can
 	entry       tokenEntry
 	unsaved     bool   // the entry is newer than the one in storage (rule 9)
 	loggedState string // the state when the log last told of a failure or a new token

@@ -56,20 +56,18 @@ func (e *damagedError) Error() string {
 }
 
 // load builds a snapshot of what storage holds. If old has an entry that storage
-// does not have yet, that one counts (rule 9).
+// does not have yet, that one counts (rule 9). Without usable settings the snapshot
+// still has the ledger: a creation that failed may have left one, and damaged settings
+// are written again under the same limit.
 func (env *environment) load(ctx context.Context, name string, old *snapshot) (*snapshot, error) {
 	config, err := env.getConfig(ctx, name)
 	var damage *damagedError
-	switch {
-	case errors.As(err, &damage):
-		return &snapshot{damage: damage}, nil
-	case err != nil:
+	if err != nil && !errors.As(err, &damage) {
 		return nil, err
-	case config == nil:
-		return &snapshot{}, nil
 	}
-	if old != nil && old.unsaved {
-		s := newSnapshot(config, old.entry, env.now())
+	now := env.now()
+	if config != nil && old != nil && old.unsaved {
+		s := newSnapshot(config, old.entry, now)
 		s.unsaved = true
 		return s, nil
 	}
@@ -81,14 +79,15 @@ func (env *environment) load(ctx context.Context, name string, old *snapshot) (*
 	// lengthen its life if the wall clock had been set back since (rule 4). Another
 	// token from further in the future than clocks differ is left out, because its
 	// age is unknown.
-	now := env.now()
 	switch {
 	case old != nil && old.entry.AccessToken == entry.AccessToken && old.entry.ExpireTime.Equal(entry.ExpireTime):
 		entry.clock = old.entry.clock
 	case entry.LastVaultRotation.After(now.Add(maxClockSkew)):
 		entry = tokenEntry{Generation: entry.Generation, Requests: entry.Requests, Failure: entry.Failure}
 	}
-	return newSnapshot(config, entry, now), nil
+	s := newSnapshot(config, entry, now)
+	s.damage = damage
+	return s, nil
 }
 
 // getConfig reads a stored config: nil if there is none, a *damagedError if it
