@@ -447,14 +447,18 @@ func checkSchedule(field, value string) error {
 	return err
 }
 
-// checkCertificates takes one or more PEM certificates and nothing else.
+// checkCertificates takes one or more PEM certificates. Text before them, such as a
+// bundle's comments, does no harm. A block that can't be decoded does: encoding/pem
+// skips it, and the operator would miss a root.
 func checkCertificates(field, value string) error {
 	if len(value) > maxCACertSize {
 		return fmt.Errorf("%s must be at most %d bytes long", field, maxCACertSize)
 	}
 	for rest := []byte(value); len(rest) > 0; rest = bytes.TrimSpace(rest) {
 		var block *pem.Block
-		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
+		all := rest
+		block, rest = pem.Decode(all)
+		if block == nil || block.Type != "CERTIFICATE" || bytes.Count(all[:len(all)-len(rest)], []byte("-----BEGIN")) != 1 {
 			return fmt.Errorf("%s must contain PEM certificates and nothing else", field)
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {

@@ -42,6 +42,7 @@ func TestConfigRefusesBadFields(t *testing.T) {
 		"requires client_secret in the same request": {{"token_url": "https://evil.example/"}, {"ca_cert": ca}},
 		"ca_cert must contain PEM certificates": {
 			secretToo("ca_cert", "hello"), secretToo("ca_cert", " "), secretToo("ca_cert", ca+"hello"),
+			secretToo("ca_cert", "-----BEGIN CERTIFICATE-----\nbroken\n-----END CERTIFICATE-----\n"+ca),
 			secretToo("ca_cert", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"),
 		},
 		"ca_cert contains a certificate that can't be parsed": {secretToo("ca_cert", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")},
