@@ -243,9 +243,6 @@ func (f configField) shown(c *configEntry) any {
 	return value
 }
 
-// differs reports whether the field means something else in two entries.
-func (f configField) differs(c, d *configEntry) bool { return f.shown(c) != f.shown(d) }
-
 // set changes the field to a value from a request. Text must be a JSON string:
 // numbers become floats on the way to a plugin, which would change a secret.
 func (f configField) set(c *configEntry, value any) (err error) {
@@ -315,7 +312,7 @@ func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry,
 		if err := f.check(next); err != nil {
 			return nil, &userError{err.Error()}
 		}
-		if c == nil || !f.differs(c, next) {
+		if c == nil || f.shown(c) == f.shown(next) {
 			continue
 		}
 		// A client that may only update must not be able to send the stored secret

@@ -195,13 +195,13 @@ func (c *credential) publish(old *snapshot, config *configEntry, entry tokenEntr
 		log.Error("no token to serve", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
 	case replaced:
 		log.Info("new token", "expire_time", formatTime(s.entry.ExpireTime), "next_rotation", formatTime(s.dueAt()))
-		c.env.send(eventRotate, c.name)
+		c.env.send("autopay/rotate", tokenPrefix, true, c.name)
 	}
 	switch {
 	case failed && f.Kind == refused:
-		c.env.send(eventRefused, c.name)
+		c.env.send("autopay/credential-refused", tokenPrefix, false, c.name)
 	case failed:
-		c.env.send(eventRotateFail, c.name)
+		c.env.send("autopay/rotate-fail", tokenPrefix, false, c.name)
 	}
 }
 

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,16 +60,13 @@ func newEnvironment(ctx context.Context, conf *logical.BackendConfig, opts optio
 		storage:   conf.StorageView,
 		system:    conf.System,
 		events:    conf.EventsSender,
-		logger:    conf.Logger,
+		logger:    cmp.Or(conf.Logger, hclog.NewNullLogger()),
 		now:       opts.now,
 		uuid:      conf.BackendUUID,
 		refreshes: make(chan struct{}, maxRefreshes),
 	}
 	if env.now == nil {
 		env.now = time.Now //nolint:forbidigo // the one place that names the clock
-	}
-	if env.logger == nil {
-		env.logger = hclog.NewNullLogger()
 	}
 	env.begun = env.now()
 	env.client = &client{now: env.now, transport: opts.transport}
@@ -134,47 +133,29 @@ func (env *environment) mountPath() string {
 // eventTimeout ends the sending of an event that Vault does not take.
 const eventTimeout = 10 * time.Second
 
-// Events are for those who want to be told instead of polling status or metrics, such
-// as an operator's dashboard. Nothing in the engine depends on them.
-
-// An event is a kind of event for Vault's event system, named as those of
-// Vault's own engines are.
-type event struct {
-	kind     string // autopay/OPERATION
-	path     string // within the mount, without the credential's name
-	modified string // whether the data at path has changed: "true" or "false"
-}
-
-var (
-	eventRotate       = event{"autopay/rotate", "token", "true"}              // a new token is served
-	eventRotateFail   = event{"autopay/rotate-fail", "token", "false"}        // an attempt to obtain one failed
-	eventRefused      = event{"autopay/credential-refused", "token", "false"} // Autopay refused the credential
-	eventConfigWrite  = event{"autopay/config-write", "config", "true"}
-	eventConfigDelete = event{"autopay/config-delete", "config", "true"}
-)
-
-// send tells Vault's event system about a credential, without waiting. It is
-// best effort: nobody may be listening, and OpenBao has no events.
-func (env *environment) send(e event, name string) {
+// send tells Vault's event system what happened to a credential, for those who would
+// otherwise poll status or metrics, such as Vault Secrets Operator or a dashboard. A
+// kind is autopay/OPERATION, as Vault's own engines name theirs. modified says that the
+// data behind prefix has changed: the token, or the config. send does not wait and is
+// best effort: nobody may be listening, OpenBao has no events, and nothing in the
+// engine depends on them.
+func (env *environment) send(kind, prefix string, modified bool, name string) {
 	if env.events == nil {
 		return
 	}
-	path := e.path
-	if name != defaultName {
-		path += "/" + name
-	}
+	path := strings.TrimSuffix(prefix+name, "/"+defaultName)
 	metadata := []string{
 		"name", name,
 		logical.EventMetadataPath, path,
 		logical.EventMetadataDataPath, path,
-		logical.EventMetadataOperation, strings.TrimPrefix(e.kind, "autopay/"),
-		logical.EventMetadataModified, e.modified,
+		logical.EventMetadataOperation, strings.TrimPrefix(kind, "autopay/"),
+		logical.EventMetadataModified, strconv.FormatBool(modified),
 	}
 	env.spawn(func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 		defer cancel()
-		if err := logical.SendEvent(ctx, env.events, e.kind, metadata...); err != nil {
-			env.log(name).Trace("an event was not sent", "event_type", e.kind, "error", err)
+		if err := logical.SendEvent(ctx, env.events, kind, metadata...); err != nil {
+			env.log(name).Trace("an event was not sent", "event_type", kind, "error", err)
 		}
 	})
 }

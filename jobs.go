@@ -194,7 +194,7 @@ func (c *credential) configureVerified(ctx context.Context, s *snapshot, next *c
 }
 
 func (c *credential) configured(args ...any) {
-	c.env.send(eventConfigWrite, c.name)
+	c.env.send("autopay/config-write", configPrefix, true, c.name)
 	c.log().Info("credential configured", args...)
 }
 
@@ -238,7 +238,7 @@ func (c *credential) remove(ctx context.Context) error {
 		return nil
 	}
 	c.counters.Store(newCounters(c.name))
-	c.env.send(eventConfigDelete, c.name)
+	c.env.send("autopay/config-delete", configPrefix, true, c.name)
 	c.log().Info("credential deleted")
 	return nil
 }
