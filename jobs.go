@@ -16,10 +16,10 @@ const verifySpacing = 5 * time.Second
 
 // # The jobs
 //
-// Four jobs change a credential: renew, rotate, a config write (configure or
-// configureVerified) and remove. Each runs under the credential's lock (exclusively)
-// and begins with the snapshot that is current then, because the world may have changed
-// while it waited: another job may have obtained the token already.
+// Four jobs change a credential: renew, rotate, configure and remove. Each runs under
+// the credential's lock (exclusively) and begins with the snapshot that is current then,
+// because the world may have changed while it waited: another job may have obtained the
+// token already.
 //
 // A request to Autopay always takes the same way. ask stores the ledger with the
 // request in it, sends it, and returns an entry with the token, or the error. Its
@@ -156,46 +156,36 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) 
 	return entry, x
 }
 
-// configure stores next as the settings, without asking Autopay.
-func (c *credential) configure(ctx context.Context, s *snapshot, next *configEntry) error {
+// configure stores next as the settings. If verify is set and they change what a
+// token is issued for, it first requests one with them, which becomes the token; if
+// that fails, settings and token stay as they were.
+func (c *credential) configure(ctx context.Context, s *snapshot, next *configEntry, verify bool) (err error) {
 	if s.config != nil && *next == *s.config {
 		return nil
 	}
-	if err := c.env.put(ctx, configPrefix+c.name, next); err != nil {
-		c.stale() // the write may have succeeded despite the error
-		return err
-	}
-	c.publish(s, next, s.entry.withShorterWait(c.env.now()), s.unsaved)
-	c.configured("verified", false)
-	return nil
-}
-
-// configureVerified stores next as the settings. If they change what a token is
-// issued for, it first requests one with them, which becomes the token; if that
-// fails, settings and token stay as they were.
-func (c *credential) configureVerified(ctx context.Context, s *snapshot, next *configEntry) error {
-	if s.config != nil && next.Generation == s.config.Generation {
-		return c.configure(ctx, s, next)
-	}
-	entry, err := c.verify(ctx, s, next)
-	if err != nil {
-		return err
+	entry := s.entry.withShorterWait(c.env.now())
+	if verify = verify && (s.config == nil || next.Generation != s.config.Generation); verify {
+		if entry, err = c.verify(ctx, s, next); err != nil {
+			return err
+		}
 	}
 	if err := c.env.put(ctx, configPrefix+c.name, next); err != nil {
-		old := s.entry
-		old.Requests = entry.Requests // the request was sent, and counts
-		c.save(ctx, s, s.config, old)
+		if verify {
+			old := s.entry
+			old.Requests = entry.Requests // the request was sent, and counts
+			c.save(ctx, s, s.config, old)
+		}
 		c.stale() // the write of the settings may have succeeded despite the error
 		return err
 	}
-	c.save(ctx, s, next, entry)
-	c.configured("verified", true)
-	return nil
-}
-
-func (c *credential) configured(args ...any) {
+	if verify {
+		c.save(ctx, s, next, entry)
+	} else {
+		c.publish(s, next, entry, s.unsaved)
+	}
 	c.env.send("autopay/config-write", configPrefix, true, c.name)
-	c.log().Info("credential configured", args...)
+	c.log().Info("credential configured", "verified", verify)
+	return nil
 }
 
 // verify requests a token with settings that are not stored yet, so that a wrong

@@ -31,16 +31,23 @@ credential, from memory. Client secrets are never returned.
 `
 )
 
-// configSchema is the schema of all stored fields of a credential.
-func configSchema() map[string]*framework.FieldSchema {
+// configSchema is the schema of the stored fields of a credential: as a write takes
+// them, or as a read shows them, without secrets and with durations as numbers.
+func configSchema(read bool) map[string]*framework.FieldSchema {
 	fields := map[string]*framework.FieldSchema{}
 	for _, f := range configFields {
+		if read && f.secret {
+			continue
+		}
 		schema := &framework.FieldSchema{Description: f.description, Default: f.fallback}
 		switch f.value(new(configEntry)).(type) {
 		case *string:
 			schema.Type = framework.TypeString
 		case *int64:
 			schema.Type = framework.TypeDurationSecond
+			if read {
+				schema.Type = framework.TypeInt64
+			}
 		case *int:
 			schema.Type = framework.TypeInt
 		}
@@ -48,24 +55,6 @@ func configSchema() map[string]*framework.FieldSchema {
 			schema.DisplayAttrs = &framework.DisplayAttributes{Sensitive: true}
 		}
 		fields[f.name] = schema
-	}
-	return fields
-}
-
-// configResponseSchema is the schema of a read: without secrets, and with
-// durations as numbers of seconds.
-func configResponseSchema() map[string]*framework.FieldSchema {
-	fields := configSchema()
-	for _, f := range configFields {
-		if f.secret {
-			delete(fields, f.name)
-		} else if fields[f.name].Type == framework.TypeDurationSecond {
-			fields[f.name].Type = framework.TypeInt64
-		}
-	}
-	fields[fieldSecretUpdated] = &framework.FieldSchema{
-		Type:        framework.TypeTime,
-		Description: "When the stored client_secret was last changed; null if v0.1.0 stored it.",
 	}
 	return fields
 }
@@ -98,7 +87,12 @@ func (m *mount) pathConfigList() *framework.Path {
 }
 
 func (m *mount) pathConfig() *framework.Path {
-	fields := configSchema()
+	shown := configSchema(true)
+	shown[fieldSecretUpdated] = &framework.FieldSchema{
+		Type:        framework.TypeTime,
+		Description: "When the stored client_secret was last changed; null if v0.1.0 stored it.",
+	}
+	fields := configSchema(false)
 	fields[fieldName] = nameField()
 	fields[fieldVerify] = &framework.FieldSchema{
 		Type:        framework.TypeBool,
@@ -128,7 +122,7 @@ func (m *mount) pathConfig() *framework.Path {
 			logical.ReadOperation: &framework.PathOperation{
 				Callback:  m.pathConfigRead,
 				Summary:   "Read a credential, without its secret.",
-				Responses: okResponse(configResponseSchema()),
+				Responses: okResponse(shown),
 			},
 			logical.DeleteOperation: &framework.PathOperation{
 				Callback:                    m.pathConfigDelete,
@@ -262,10 +256,6 @@ func (m *mount) pathConfigWrite(
 		}
 		c = m.credential(name)
 	}
-	store := c.configureVerified
-	if !d.Get(fieldVerify).(bool) {
-		store = c.configure
-	}
 	err = c.exclusively(ctx, func(ctx context.Context) error {
 		s, err := c.current(ctx)
 		if err != nil {
@@ -275,7 +265,7 @@ func (m *mount) pathConfigWrite(
 		if err != nil {
 			return err
 		}
-		return store(ctx, s, next)
+		return c.configure(ctx, s, next, d.Get(fieldVerify).(bool))
 	})
 	if err != nil {
 		return nil, err
