@@ -193,7 +193,9 @@ func newTransport(caCert string, certificateWanted *atomic.Bool) *http.Transport
 
 // brokenExchange describes an exchange that ended without a whole answer. It
 // passes on no text of net/http, which quotes bytes of the answer.
-func (c *client) brokenExchange(ctx context.Context, r tokenRequest, err error, connected, certificateWanted bool) *exchangeError {
+func (c *client) brokenExchange(
+	ctx context.Context, r tokenRequest, err error, connected, certificateWanted bool,
+) *exchangeError {
 	var proxy *exchangeError // what a proxy answered to CONNECT
 	x := &exchangeError{noToken: !connected}
 	switch {
@@ -260,7 +262,8 @@ func dialProblem(err error, now time.Time) (problem string, kind exchangeKind) {
 		problem = certificateProblem(invalid, now)
 	case errors.As(err, new(tls.RecordHeaderError)):
 		problem = "it does not speak TLS"
-	case alerted(err, protocolVersion), strings.Contains(err.Error(), "unsupported protocol version"): // crypto/tls/handshake_client.go
+	// The other side's alert, or the text of crypto/tls/handshake_client.go.
+	case alerted(err, protocolVersion), strings.Contains(err.Error(), "unsupported protocol version"):
 		problem = "it does not support TLS 1.2 or newer"
 	default:
 		return "no connection could be made", outage
@@ -414,7 +417,8 @@ func parseToken(resp *http.Response, body []byte, secret string) (tokenAnswer, *
 	case err != nil && resp.Header.Get("Content-Encoding") != "":
 		problem = "it has a Content-Encoding, which was not asked for"
 	case err != nil && isHTML(resp, body):
-		return tokenAnswer{}, &exchangeError{kind: unusable, text: fmt.Sprintf("Autopay answered %d: %s", resp.StatusCode, htmlProblem)}
+		text := fmt.Sprintf("Autopay answered %d: %s", resp.StatusCode, htmlProblem)
+		return tokenAnswer{}, &exchangeError{kind: unusable, text: text}
 	case err != nil:
 		problem = "it is not a JSON object"
 	case missing(said.AccessToken) && !missing(said.Code):
@@ -535,7 +539,8 @@ func cleanText(text, secret string) string {
 		return r
 	}, strings.ToValidUTF8(text, ""))
 	quoted, _ := json.Marshal(secret)
-	plainly := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(secret) // as encoders write it that do not escape &, < and >
+	// As encoders write it that do not escape &, < and >.
+	plainly := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(secret)
 	for _, s := range []string{secret, plainly, string(quoted[1 : len(quoted)-1])} {
 		text = strings.TrimSpace(strings.ReplaceAll(text, s, "[redacted]"))
 	}
@@ -563,8 +568,9 @@ func parseRetryAfter(header http.Header, now time.Time) time.Duration {
 	return time.Duration(math.Ceil(min(seconds, maxRetryAfter.Seconds()))) * time.Second
 }
 
-// visibleASCII is what a header can carry, for tokens (first is !), and what storage of
-// earlier versions accepts, for scopes (first is a space). It reports whether s holds only ASCII characters from first to ~.
+// visibleASCII reports whether s holds only ASCII characters from first to ~. From ! on
+// it is what a header can carry, for tokens; from the space on it is what earlier
+// versions accept in storage, for scopes.
 func visibleASCII(s string, first byte) bool {
 	for i := range len(s) {
 		if s[i] < first || s[i] > '~' {

@@ -120,8 +120,9 @@ var configFields = []configField{
 		secret:      true,
 	},
 	{
-		name:        "token_url",
-		description: `Autopay's token endpoint: https, or http to a loopback host. A change requires client_secret in the same request. "" restores the default, Autopay's own.`,
+		name: "token_url",
+		description: "Autopay's token endpoint: https, or http to a loopback host. A change requires client_secret " +
+			`in the same request. "" restores the default, Autopay's own.`,
 		value:       func(c *configEntry) any { return &c.TokenURL },
 		fallback:    defaultTokenURL,
 		text:        checkURL,
@@ -137,25 +138,29 @@ var configFields = []configField{
 		issuedFor:   true,
 	},
 	{
-		name:        "ca_cert",
-		description: `PEM certificates that are the only roots trusted for token_url. A change requires client_secret in the same request. "" (the default) trusts the system's roots.`,
+		name: "ca_cert",
+		description: "PEM certificates that are the only roots trusted for token_url. A change requires client_secret " +
+			`in the same request. "" (the default) trusts the system's roots.`,
 		value:       func(c *configEntry) any { return &c.CACert },
 		text:        checkCertificates,
 		issuedFor:   true,
 		destination: true,
 	},
 	{
-		name:        fieldRotationPeriod,
-		description: "Maximum age of a token before it is replaced, at least 5s; 0 (the default) means 75% of its lifetime. Capped at 90% of its lifetime.",
-		value:       func(c *configEntry) any { return &c.RotationPeriod },
-		valid:       func(n int64) bool { return n == 0 || n >= 5 && n <= maxPeriod },
-		rule:        "0 (75% of the token's lifetime), or from 5 seconds to 10 years",
+		name: fieldRotationPeriod,
+		description: "Maximum age of a token before it is replaced, at least 5s; 0 (the default) means 75% of its " +
+			"lifetime. Capped at 90% of its lifetime.",
+		value: func(c *configEntry) any { return &c.RotationPeriod },
+		valid: func(n int64) bool { return n == 0 || n >= 5 && n <= maxPeriod },
+		rule:  "0 (75% of the token's lifetime), or from 5 seconds to 10 years",
 	},
 	{
-		name:        fieldRotationSchedule,
-		description: `Cron expression with five fields, in UTC unless it begins with CRON_TZ=Area/City. A token is replaced at the latest scheduled time within 90% of its lifetime; if there is none, at 75% of it. Excludes rotation_period. "" (the default) is no schedule.`,
-		value:       func(c *configEntry) any { return &c.RotationSchedule },
-		text:        checkSchedule,
+		name: fieldRotationSchedule,
+		description: "Cron expression with five fields, in UTC unless it begins with CRON_TZ=Area/City. A token is " +
+			"replaced at the latest scheduled time within 90% of its lifetime; if there is none, at 75% of it. " +
+			`Excludes rotation_period. "" (the default) is no schedule.`,
+		value: func(c *configEntry) any { return &c.RotationSchedule },
+		text:  checkSchedule,
 	},
 	{
 		name:        "request_timeout",
@@ -194,11 +199,12 @@ func newConfigEntry() *configEntry {
 func decodeConfig(data []byte) (*configEntry, error) {
 	c, fallback := newConfigEntry(), newConfigEntry()
 	var wrongType *json.UnmarshalTypeError // the first; json leaves such a field as it is
+	vital := []string{"token_url", "audience", "ca_cert"}
 	if err := json.Unmarshal(data, c); errors.As(err, new(*json.SyntaxError)) {
 		return nil, errors.New("the entry is not valid JSON")
 	} else if c.Generation == "" {
 		return nil, errors.New("its generation is missing")
-	} else if errors.As(err, &wrongType) && slices.Contains([]string{"token_url", "audience", "ca_cert"}, wrongType.Field) {
+	} else if errors.As(err, &wrongType) && slices.Contains(vital, wrongType.Field) {
 		return nil, fmt.Errorf("its %s is not a string", wrongType.Field)
 	}
 	for _, f := range configFields {
@@ -386,7 +392,8 @@ func wholeNumber(value any) (int64, error) {
 	return n, nil
 }
 
-// seconds accepts what Vault's own durations accept, in whole seconds. It reads a duration: a number of seconds, or text such as 90m or 2d.
+// seconds reads a duration: a number of seconds, or text such as 90m or 2d. It accepts
+// what Vault's own durations accept, in whole seconds.
 func seconds(value any) (int64, error) {
 	if n, err := wholeNumber(value); err == nil && n >= 0 {
 		return n, nil

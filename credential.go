@@ -186,13 +186,16 @@ func (c *credential) publish(old *snapshot, config *configEntry, entry tokenEntr
 	c.snap.Store(s)
 	c.arm()
 	log := c.log()
+	if failed {
+		log = log.With("error", f.Text, "next_attempt", formatTime(f.NextAttempt))
+	}
 	switch {
 	case failed && last != nil && last.Kind == f.Kind && old.loggedState == s.loggedState:
-		log.Debug("the token still could not be replaced", "state", s.loggedState, "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
+		log.Debug("the token still could not be replaced", "state", s.loggedState)
 	case failed && s.loggedState == stateDegraded:
-		log.Warn("the token could not be replaced, serving the current one", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
+		log.Warn("the token could not be replaced, serving the current one")
 	case failed:
-		log.Error("no token to serve", "error", f.Text, "next_attempt", formatTime(f.NextAttempt))
+		log.Error("no token to serve")
 	case replaced:
 		log.Info("new token", "expire_time", formatTime(s.entry.ExpireTime), "next_rotation", formatTime(s.dueAt()))
 		c.env.send("autopay/rotate", tokenPrefix, true, c.name)
@@ -349,8 +352,10 @@ const (
 
 // Values of the outcome label.
 var (
-	requestOutcomes = [...]string{requestSuccess: "success", requestRefused: "refused", requestError: "error", requestLimited: "limited"}
-	readOutcomes    = [...]string{readOK: "ok", readDegraded: "degraded", readError: "error"}
+	requestOutcomes = [...]string{
+		requestSuccess: "success", requestRefused: "refused", requestError: "error", requestLimited: "limited",
+	}
+	readOutcomes = [...]string{readOK: "ok", readDegraded: "degraded", readError: "error"}
 )
 
 // counters count what happened to one credential since the process started. They

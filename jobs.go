@@ -99,7 +99,8 @@ func (c *credential) obtain(ctx context.Context, s *snapshot) error {
 		c.publish(s, s.config, entry, true)
 		return entry.Failure
 	case *failedAttempt:
-		c.log().Warn("token_request_limit allows no request now", "state", s.state(now), "next_attempt", formatTime(e.NextAttempt))
+		c.log().Warn("token_request_limit allows no request now",
+			"state", s.state(now), "next_attempt", formatTime(e.NextAttempt))
 		c.publish(s, s.config, s.entry, s.unsaved) // the wall clock may have been set since s was made
 	}
 	return err

@@ -8,6 +8,10 @@ import (
 	"github.com/hashicorp/vault/sdk/plugin"
 )
 
+// main serves the engine to the Vault that has started it. One process serves all mounts
+// of the plugin (multiplexing), so a mount's state is in its backend and nothing is
+// global. It logs everything as JSON: Vault filters by its own log level. Started by hand,
+// go-plugin explains that this is a plugin, and exits.
 func main() {
 	if len(os.Args) == 2 && (os.Args[1] == "-version" || os.Args[1] == "--version") {
 		fmt.Fprintln(os.Stdout, version)

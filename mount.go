@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"regexp"
 	"strings"
 	"sync"
@@ -42,7 +41,7 @@ func (e *notConfiguredError) Error() string {
 	if e.name != defaultName {
 		path += "/" + e.name
 	}
-	return fmt.Sprintf("this credential is not configured; first write client_id and client_secret to %s on this mount", path)
+	return "this credential is not configured; first write client_id and client_secret to " + path + " on this mount"
 }
 
 // notConfigured reports that an error says that nothing is configured.
@@ -163,7 +162,8 @@ func requestedName(d *framework.FieldData) (string, error) {
 	case name == "":
 		return defaultName, nil
 	case len(name) > maxNameSize || !validName.MatchString(name) || strings.Contains(name, ".."): // which storage refuses
-		return "", &userError{"name may have up to 128 characters: letters, digits, _, - and .; it must begin and end with a letter, a digit or _, and must not contain two dots in a row"}
+		return "", &userError{"name may have up to 128 characters: letters, digits, _, - and .; " +
+			"it must begin and end with a letter, a digit or _, and must not contain two dots in a row"}
 	default:
 		return name, nil
 	}

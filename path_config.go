@@ -31,6 +31,18 @@ credential, from memory. Client secrets are never returned.
 `
 )
 
+// # The config path
+//
+// The fields of a write are checked three times, for three reasons. HandleRequest checks
+// their types before the SDK does, which quotes values (backend.go). A new name's fields
+// are checked before the name gets a credential, so that a mistake leaves nothing in
+// memory. Under the credential's lock they are checked together with the settings that
+// are stored then, because an update names only what it changes.
+//
+// Vault replicates settings to every cluster, so writes and deletes are forwarded to the
+// active node of the primary cluster. Everything else about a credential is local to a
+// cluster and is forwarded to its own active node at most.
+
 // configSchema is the schema of the stored fields of a credential: as a write takes
 // them, or as a read shows them, without secrets and with durations as numbers.
 func configSchema(read bool) map[string]*framework.FieldSchema {
@@ -67,7 +79,10 @@ func (m *mount) pathConfigList() *framework.Path {
 		},
 		Fields: map[string]*framework.FieldSchema{
 			fieldAfter: {Type: framework.TypeString, Description: "List only names that sort after this one.", Query: true},
-			fieldLimit: {Type: framework.TypeInt, Description: "List at most this many names; 0 (the default) lists all.", Query: true},
+			fieldLimit: {
+				Type: framework.TypeInt, Query: true,
+				Description: "List at most this many names; 0 (the default) lists all.",
+			},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ListOperation: &framework.PathOperation{
@@ -125,9 +140,11 @@ func (m *mount) pathConfig() *framework.Path {
 				Responses: okResponse(shown),
 			},
 			logical.DeleteOperation: &framework.PathOperation{
-				Callback:                    m.pathConfigDelete,
-				Summary:                     "Delete a credential, its token and its ledger of requests.",
-				Responses:                   map[int][]framework.Response{http.StatusNoContent: {{Description: "Deleted, or not there."}}},
+				Callback: m.pathConfigDelete,
+				Summary:  "Delete a credential, its token and its ledger of requests.",
+				Responses: map[int][]framework.Response{
+					http.StatusNoContent: {{Description: "Deleted, or not there."}},
+				},
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,
 			},
@@ -279,8 +296,9 @@ func (m *mount) pathConfigWrite(
 func writeResponse(s *snapshot, req *logical.Request, d *framework.FieldData) *logical.Response {
 	resp := &logical.Response{}
 	if gap := s.scheduleGap(); !gap.IsZero() {
-		resp.AddWarning(fmt.Sprintf("rotation_schedule has no scheduled time in the %s after %s (90%% of a token's lifetime); "+
-			"the engine will replace the token of that time at 75%% of its lifetime", s.entry.lifetime()*9/10, formatTime(gap)))
+		resp.AddWarning(fmt.Sprintf("rotation_schedule has no scheduled time in the %s after %s "+
+			"(90%% of a token's lifetime); the engine will replace the token of that time at 75%% of its lifetime",
+			s.entry.lifetime()*9/10, formatTime(gap)))
 		return resp
 	}
 	for field := range req.Data {

@@ -28,15 +28,24 @@ plugin's process.
 var states = [...]string{stateOK, stateDegraded, stateFailing, statePending}
 
 var (
-	descBuild    = prometheus.NewDesc("autopay_build_info", "Version of the engine; always 1.", []string{"version"}, nil)
-	descRequests = perCredential("autopay_token_requests_total", "Token requests to Autopay by outcome: success, refused, error, or limited (wanted by an operator or by a reader without a live token, and held back by token_request_limit).", "outcome")
-	descExpiry   = perCredential("autopay_token_expiry_timestamp_seconds", "When Autopay stops honoring the last token. Absent without one.")
-	descNext     = perCredential("autopay_token_next_rotation_timestamp_seconds", "Time of the next token request, including backoff and request limit. Absent without a token.")
-	descState    = perCredential("autopay_credential_state", "1 for the state that the credential is in: ok, degraded, failing or pending.", "state")
+	descBuild = prometheus.NewDesc("autopay_build_info", "Version of the engine; always 1.", []string{"version"}, nil)
+
+	descRequests = perCredential("autopay_token_requests_total",
+		"Token requests to Autopay by outcome: success, refused, error, or limited (wanted by an operator or by a "+
+			"reader without a live token, and held back by token_request_limit).", "outcome")
+	descReads = perCredential("autopay_token_reads_total",
+		"Reads of the token by outcome: ok, degraded (served, but it can't be replaced) or error.", "outcome")
+	descState = perCredential("autopay_credential_state",
+		"1 for the state that the credential is in: ok, degraded, failing or pending.", "state")
+	descExpiry = perCredential("autopay_token_expiry_timestamp_seconds",
+		"When Autopay stops honoring the last token. Absent without one.")
+	descNext = perCredential("autopay_token_next_rotation_timestamp_seconds",
+		"Time of the next token request, including backoff and request limit. Absent without a token.")
 	descFailures = perCredential("autopay_consecutive_failures", "Failed attempts since the last token.")
-	descUsed     = perCredential("autopay_token_requests_24h", "Token requests in the last 24 hours that count towards the limit.")
-	descLimit    = perCredential("autopay_token_request_limit", "Token requests allowed in any 24 hours; 0 is unlimited.")
-	descReads    = perCredential("autopay_token_reads_total", "Reads of the token by outcome: ok, degraded (served, but it can't be replaced) or error.", "outcome")
+	descUsed     = perCredential("autopay_token_requests_24h",
+		"Token requests in the last 24 hours that count towards the limit.")
+	descLimit = perCredential("autopay_token_request_limit",
+		"Token requests allowed in any 24 hours; 0 is unlimited.")
 )
 
 func perCredential(metric, help string, labels ...string) *prometheus.Desc {
@@ -131,7 +140,8 @@ func (m *mount) pathMetricsRead(
 	*framework.FieldData,
 ) (*logical.Response, error) {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{m}, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	registry.MustRegister(collector{m}, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	families, err := registry.Gather()
 	if err != nil {
 		return nil, fmt.Errorf("gathering metrics: %w", err)

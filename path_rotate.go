@@ -16,6 +16,11 @@ rotation fails, the old token remains in use.
 `
 )
 
+// rotate answers with the fields of token without access_token, so a policy can let an
+// operator replace a token that the operator may not read. It is an update, so Vault
+// forwards it from a standby to the active node, where the credential's lock is the one
+// that counts.
+
 func (m *mount) pathRotate() *framework.Path {
 	return credentialPath("rotate", logical.UpdateOperation,
 		&framework.PathOperation{

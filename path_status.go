@@ -21,6 +21,9 @@ func (m *mount) pathStatus() *framework.Path {
 		statusSynopsis, statusDescription)
 }
 
+// status answers from memory and asks nobody. On a standby it shows what that node last
+// read from storage, which is what its own readers get.
+
 // statusFields are the fields of the response: everything about the health of a
 // credential that token must not show, because its readers watch it for changes.
 func statusFields() map[string]*framework.FieldSchema {

@@ -22,6 +22,14 @@ is expire_time.
 `
 )
 
+// # The read path
+//
+// Most reads find a live token in memory. hotRead answers them: it looks the name up,
+// compares a few times and copies the fields of the response. pathTokenRead is for the
+// others: a name that is not in memory yet, storage that another node has changed, a
+// token that is no longer live, and requests that the framework has to refuse. Both end
+// in tokenResponse, so a reader can't tell which of them answered.
+
 // tokenFields are the fields of the response. Their set is part of the contract:
 // consul-template sleeps until ttl because rotation_period and ttl are there and no
 // lease is, and Vault Secrets Operator restarts a deployment if any other field changes.

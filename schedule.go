@@ -44,7 +44,8 @@ func parseSchedule(text string) (*cron.SpecSchedule, error) {
 		schedule, _ = parsed.(*cron.SpecSchedule)
 	}
 	if schedule == nil {
-		return nil, errors.New(`rotation_schedule must be a cron expression with five fields, such as "0 3,15 * * *" or "CRON_TZ=Europe/Oslo 0 3,15 * * *"`)
+		return nil, errors.New("rotation_schedule must be a cron expression with five fields, " +
+			`such as "0 3,15 * * *" or "CRON_TZ=Europe/Oslo 0 3,15 * * *"`)
 	}
 	schedule.Location = zone
 	if schedule.Next(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)).IsZero() {

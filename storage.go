@@ -52,7 +52,8 @@ type damagedError struct {
 
 // Error implements error.
 func (e *damagedError) Error() string {
-	return fmt.Sprintf("the stored credential %q is damaged: %v; write it again with client_id and client_secret, or delete it", e.name, e.err)
+	return fmt.Sprintf("the stored credential %q is damaged: %v; "+
+		"write it again with client_id and client_secret, or delete it", e.name, e.err)
 }
 
 // load builds a snapshot of what storage holds. If old has an entry that storage

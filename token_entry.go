@@ -229,8 +229,9 @@ func (e tokenEntry) limitedUntil(limit int) time.Time {
 // limit requests in 24 hours, allows none before until.
 func (e tokenEntry) limitedAttempt(limit int, until time.Time) *failedAttempt {
 	return &failedAttempt{
-		Kind:        unavailable,
-		Text:        fmt.Sprintf("the token_request_limit of %d requests in 24 hours is reached; wait, or raise the limit", limit),
+		Kind: unavailable,
+		Text: fmt.Sprintf("the token_request_limit of %d requests in 24 hours is reached; "+
+			"wait, or raise the limit", limit),
 		Time:        e.lastRequest(), // the one that used it up
 		Count:       e.failures(),
 		NextAttempt: until,
@@ -308,7 +309,8 @@ func (e tokenEntry) expiredOnArrival(answer tokenAnswer, now time.Time) *exchang
 	if e.AccessToken == answer.accessToken {
 		// A second more, because expire_time counts from before the request, in whole seconds.
 		left := max(ceilSecond(timeLeft(now, anchored(e.clock, e.ExpireTime))), 0) + time.Second
-		return &exchangeError{kind: outage, text: "Autopay returned the same token again, which is about to expire", retryAfter: min(left, maxRetryAfter)}
+		text := "Autopay returned the same token again, which is about to expire"
+		return &exchangeError{kind: outage, text: text, retryAfter: min(left, maxRetryAfter)}
 	}
 	return &exchangeError{kind: unusable, text: "Autopay's token had expired when it arrived"}
 }
