@@ -130,21 +130,16 @@ export NO_PROXY="127.0.0.1,localhost,${NO_PROXY-}" no_proxy="127.0.0.1,localhost
 ln -s "$vault_bin" "$tmp/bin/vault"
 cp "bin/$name" "$tmp/plugins/"
 
-# Without curl, this function makes the plain GET requests below.
+# Without curl, this function makes the requests below: curl -fsS [-H HEADER] URL.
 if ! type -P curl >/dev/null; then
   note "curl is not installed; the shell makes the requests."
   curl() {
-    local header='' url='' status line
-    while [ $# -gt 0 ]; do
-      case $1 in
-        -H) header=$2 && shift ;;
-        -*) ;;
-        *) url=${1#http://} ;;
-      esac
-      shift
-    done
-    exec 3<>"/dev/tcp/${url%%:*}/$(port=${url#*:} && echo "${port%%/*}")"
-    printf 'GET /%s HTTP/1.0\r\nHost: %s\r\n%s\r\n\r\n' "${url#*/}" "${url%%/*}" "${header:-Accept: */*}" >&3
+    local url=${*: -1} header='Accept: */*' status line
+    url=${url#http://}
+    [ $# -lt 4 ] || header=$3
+    local host=${url%%/*}
+    exec 3<>"/dev/tcp/${host%:*}/${host#*:}"
+    printf 'GET /%s HTTP/1.0\r\nHost: %s\r\n%s\r\n\r\n' "${url#*/}" "$host" "$header" >&3
     read -r _ status _ <&3
     while IFS= read -r line <&3 && [ "$line" != $'\r' ]; do :; done
     cat <&3

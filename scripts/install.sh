@@ -98,7 +98,7 @@ else
   grep -q "^$sum " "$sums" || die "the checksum of $binary, $sum, is not in $sums: this is not the released file"
 fi
 [ -x "$binary" ] || die "$binary is not executable"
-semver='^v([0-9]+)\.([0-9]+)\.([0-9]+)'
+semver='^v[0-9]+\.[0-9]+\.[0-9]+'
 version=$("$binary" -version) || die "$binary -version fails: is it for another platform?"
 [[ $version =~ $semver ]] || die "$binary -version prints '$version', which is not a version"
 command=$name-$version
@@ -140,14 +140,8 @@ look() {
 
 # older reports whether $1 is an older version than $2. It does not compare pre-releases.
 older() {
-  local a i
-  [[ $1 =~ $semver ]] || return 1
-  a=("${BASH_REMATCH[@]}")
-  [[ $2 =~ $semver ]] || return 1
-  for i in 1 2 3; do
-    [ "${a[i]}" -eq "${BASH_REMATCH[i]}" ] || break
-  done
-  [ "${a[i]}" -lt "${BASH_REMATCH[i]}" ]
+  set -- "${1%%[-+]*}" "${2%%[-+]*}"
+  [ "$1" != "$2" ] && [ "$(printf '%s\n' "$@" | sort -V | head -n 1)" = "$1" ]
 }
 
 if [ -z "$copy_only" ]; then
