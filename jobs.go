@@ -121,9 +121,9 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) 
 		return s.entry, logical.ErrReadOnly
 	}
 	// Not s.limited: config may bring another limit.
-	if until := anchored(sent, s.entry.limitedUntil(config.TokenRequestLimit)); before(sent, until) {
+	if f := newSnapshot(config, s.entry, sent).limited(sent); f != nil {
 		c.counters.Load().requests[requestLimited].Add(1)
-		return s.entry, s.entry.limitedAttempt(config.TokenRequestLimit, until)
+		return s.entry, f
 	}
 	entry := s.entry.withRequest(sent)
 	if err := c.env.put(ctx, tokenPrefix+c.name, entry); err != nil {

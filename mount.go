@@ -69,12 +69,12 @@ func (m *mount) credential(name string) *credential {
 // memory does not know the name.
 func (m *mount) lookup(ctx context.Context, name string) (c *credential, s *snapshot, err error) {
 	if c = m.known(name); c == nil {
-		config, err := m.getConfig(ctx, name)
-		switch {
-		case err != nil && !errors.As(err, new(*damagedError)):
+		stored, err := m.get(ctx, configPrefix+name)
+		if err == nil && stored == nil {
+			err = &notConfiguredError{name}
+		}
+		if err != nil {
 			return nil, nil, err
-		case err == nil && config == nil:
-			return nil, nil, &notConfiguredError{name}
 		}
 		c = m.credential(name) // reads storage again, so that it misses no change
 	}

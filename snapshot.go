@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"time"
 )
@@ -154,7 +155,14 @@ func (s *snapshot) limited(now time.Time) *failedAttempt {
 	if !before(now, s.limitedUntil) {
 		return nil
 	}
-	return s.entry.limitedAttempt(s.config.TokenRequestLimit, s.limitedUntil)
+	return &failedAttempt{
+		Kind: unavailable,
+		Text: fmt.Sprintf("the token_request_limit of %d requests in 24 hours is reached; "+
+			"wait, or raise the limit", s.config.TokenRequestLimit),
+		Time:        s.entry.lastRequest(),
+		Count:       s.entry.failures(),
+		NextAttempt: s.limitedUntil,
+	}
 }
 
 // blocked is why no request may be sent now unless an operator wants it: the

@@ -225,19 +225,6 @@ func (e tokenEntry) limitedUntil(limit int) time.Time {
 	return time.Unix(e.Requests[len(e.Requests)-limit], 0).Add(ledgerWindow)
 }
 
-// limitedAttempt is what readers without a live token get while the ledger, with
-// limit requests in 24 hours, allows none before until.
-func (e tokenEntry) limitedAttempt(limit int, until time.Time) *failedAttempt {
-	return &failedAttempt{
-		Kind: unavailable,
-		Text: fmt.Sprintf("the token_request_limit of %d requests in 24 hours is reached; "+
-			"wait, or raise the limit", limit),
-		Time:        e.lastRequest(), // the one that used it up
-		Count:       e.failures(),
-		NextAttempt: until,
-	}
-}
-
 // withLedgerUntil returns the entry with no request later than now in its
 // ledger. A request in the future was entered by a clock that was ahead, and
 // would count for longer than 24 hours.
