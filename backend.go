@@ -45,6 +45,8 @@ func Factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 	return newBackend(ctx, conf, options{})
 }
 
+// newBackend is Factory with the options that tests need. If it returns an error, nothing
+// that it started is left.
 func newBackend(ctx context.Context, conf *logical.BackendConfig, opts options) (*backend, error) {
 	m := &mount{environment: newEnvironment(ctx, conf, opts)}
 	b := &backend{mount: m}

@@ -469,8 +469,10 @@ func isHTML(resp *http.Response, body []byte) bool {
 		strings.HasPrefix(begin, "<!doctype html") || strings.HasPrefix(begin, "<html")
 }
 
+// refusalText says that the client ID or secret is wrong, or may not have a token.
 func refusalText(code int) string { return fmt.Sprintf("Autopay refused the credential (%d)", code) }
 
+// statusText is a status code with its name, if it has one.
 func statusText(code int) string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", code, http.StatusText(code)))
 }

@@ -151,6 +151,8 @@ func (c *credential) forReader(ctx context.Context) (*snapshot, error) {
 	return s, err
 }
 
+// pause starts one of the two pauses, and paused reports whether it lasts. Both count by
+// the mount's uptime: a wall clock that is set back would stretch them.
 func (c *credential) pause(until *atomic.Int64) {
 	until.Store(int64(c.env.uptime() + failurePause))
 }
@@ -366,6 +368,8 @@ type counters struct {
 	durations prometheus.Histogram // of the exchanges with Autopay, in seconds
 }
 
+// newCounters returns counters at 0. The histogram is client_golang's own and carries the
+// credential's name, so a scrape passes it on as it is.
 func newCounters(name string) *counters {
 	return &counters{durations: prometheus.NewHistogram(prometheus.HistogramOpts{
 		Name:        "autopay_token_request_duration_seconds",

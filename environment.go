@@ -55,6 +55,8 @@ type options struct {
 	transport http.RoundTripper
 }
 
+// newEnvironment takes from Vault's configuration what credentials need. Nothing runs
+// yet; the first call of spawn starts the first goroutine.
 func newEnvironment(ctx context.Context, conf *logical.BackendConfig, opts options) *environment {
 	env := &environment{
 		storage:   conf.StorageView,
@@ -123,6 +125,8 @@ func (env *environment) log(name string) hclog.Logger {
 	return env.logger.With("mount", env.mountPath(), "name", name)
 }
 
+// mountPath names the mount in logs. Vault tells a plugin the mount's UUID when it starts
+// it, and the path only with each request.
 func (env *environment) mountPath() string {
 	if path := env.path.Load(); path != nil {
 		return *path

@@ -48,6 +48,7 @@ var (
 		"Token requests allowed in any 24 hours; 0 is unlimited.")
 )
 
+// perCredential describes a metric whose first label is the credential's name.
 func perCredential(metric, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(metric, help, append([]string{"name"}, labels...), nil)
 }
@@ -76,6 +77,8 @@ func (cl collector) Collect(ch chan<- prometheus.Metric) {
 	})
 }
 
+// collect sends the metrics of one credential. All of them come from one snapshot, so
+// they agree with each other even while a refresh ends.
 func collect(ch chan<- prometheus.Metric, c *credential, s *snapshot, now time.Time) {
 	send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, kind, value, append([]string{c.name}, labels...)...)

@@ -159,6 +159,8 @@ func (f *failedAttempt) valid() bool {
 		len(f.Text) <= maxFieldSize && !strings.ContainsFunc(f.Text, notPrintable)
 }
 
+// wholeUTC reports whether t is a time as the engine stores it. Readers get the times of
+// a token as text, in whole seconds of UTC, so no other precision may come back.
 func wholeUTC(t time.Time) bool {
 	_, offset := t.Zone()
 	return offset == 0 && t.Nanosecond() == 0
