@@ -111,7 +111,7 @@ ask() {
   answer=$("$cli" "$@" 2>"$tmp/error") && return
   answer=''
   case $(<"$tmp/error") in
-    *"permission denied"*) die "the server refuses this token: $cli $* (see 'What the token must be allowed' in docs/install.md)" ;;
+    *"permission denied"*) die "the server refuses this token: $cli $* (see 'Policy for install.sh' in docs/install.md)" ;;
     *"No value found"* | *"Code: 404"* | *"not present in secret"* | *"No secret engine mount"*) ;;
     *) die "$cli $*: $(<"$tmp/error")" ;;
   esac
@@ -151,7 +151,7 @@ if [ -z "$copy_only" ]; then
   "$cli" status >"$tmp/status" 2>&1 || code=$?
   case $code in
     0) ;;
-    2) die "the server is sealed, or not initialised" ;;
+    2) die "the server is sealed or not initialized" ;;
     *) die "the server does not answer: $(<"$tmp/status")" ;;
   esac
   look
