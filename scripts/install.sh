@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the plugin into a running Vault or OpenBao, or upgrades it there: checks the binary's checksum, copies it into
 # the plugin directory under its version, registers it, enables it or moves it to the new version, and reloads it.
-# It leaves alone what is done already, so it is safe to run again. Needs bash, the vault or bao command, and sha256sum
+# It skips completed steps, so it is safe to run again. Needs bash, the vault or bao command, and sha256sum
 # or shasum. See docs/install.md.
 set -euo pipefail
 
@@ -20,7 +20,7 @@ uses bao.
   --sha256 SUM       the checksum that the binary must have, instead of --sums
   --plugin-dir DIR   the server's plugin_directory (default: ask the server)
   --mount PATH       where to enable it (default: autopay)
-  --pin              pin the version for all mounts (Vault 1.16 and later); a pin that exists is always moved
+  --pin              pin the version for all mounts (Vault 1.16 and later); an existing pin is always updated
   --downgrade        allow a version older than the current one
   --copy-only        check and copy without a request to Vault: for every other node of a cluster, before the active one
   --dry-run          print what would be done, and change nothing
