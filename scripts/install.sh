@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the plugin into a running Vault or OpenBao, or upgrades it there: checks the binary's checksum, copies it into
 # the plugin directory under its version, registers it, enables it or moves it to the new version, and reloads it.
-# It leaves alone what is done already, so it is safe to run again. Needs bash, the vault or bao command, and sha256sum
+# It skips completed steps, so it is safe to run again. Needs bash, the vault or bao command, and sha256sum
 # or shasum. See docs/install.md.
 set -euo pipefail
 
@@ -20,7 +20,7 @@ uses bao.
   --sha256 SUM       the checksum that the binary must have, instead of --sums
   --plugin-dir DIR   the server's plugin_directory (default: ask the server)
   --mount PATH       where to enable it (default: autopay)
-  --pin              pin the version for all mounts (Vault 1.16 and later); a pin that exists is always moved
+  --pin              pin the version for all mounts (Vault 1.16 and later); an existing pin is always updated
   --downgrade        allow a version older than the current one
   --copy-only        check and copy without a request to Vault: for every other node of a cluster, before the active one
   --dry-run          print what would be done, and change nothing
@@ -111,7 +111,7 @@ ask() {
   answer=$("$cli" "$@" 2>"$tmp/error") && return
   answer=''
   case $(<"$tmp/error") in
-    *"permission denied"*) die "the server refuses this token: $cli $* (see 'What the token must be allowed' in docs/install.md)" ;;
+    *"permission denied"*) die "the server refuses this token: $cli $* (see 'Policy for install.sh' in docs/install.md)" ;;
     *"No value found"* | *"Code: 404"* | *"not present in secret"* | *"No secret engine mount"*) ;;
     *) die "$cli $*: $(<"$tmp/error")" ;;
   esac
@@ -151,7 +151,7 @@ if [ -z "$copy_only" ]; then
   "$cli" status >"$tmp/status" 2>&1 || code=$?
   case $code in
     0) ;;
-    2) die "the server is sealed, or not initialised" ;;
+    2) die "the server is sealed or not initialized" ;;
     *) die "the server does not answer: $(<"$tmp/status")" ;;
   esac
   look

@@ -1,6 +1,6 @@
 variable "client_ids" {
   type        = map(string)
-  description = "Client IDs that Autopay issued, by name. The name default is what autopay/token means."
+  description = "Client IDs that Autopay issued, by name. autopay/token serves the name default."
 }
 
 variable "client_secrets" {

@@ -43,7 +43,7 @@ variable "client_secrets" {
 variable "client_secrets_version" {
   type        = number
   default     = 1
-  description = "Raise it with each new secret, because Terraform can't compare ephemeral values."
+  description = "Increase it with each new secret, because Terraform can't compare ephemeral values."
 }
 
 variable "mount" {

@@ -27,5 +27,5 @@ resource "terraform_data" "whoami" {
 
 variable "api_url" {
   type        = string
-  description = "What to ask of Autopay's API."
+  description = "URL of the Autopay API to call."
 }
