@@ -36,11 +36,11 @@ release: ## what a release consists of, into dist/: make release PLATFORMS="linu
 	@scripts/release.sh
 
 .PHONY: reproduce
-reproduce: ## a release built twice, from two clones: the same checksums?
+reproduce: ## build a release twice, from two clones, and compare the checksums
 	@scripts/reproduce.sh
 
 .PHONY: demo
-demo: build sim ## a token read from a real Vault, start to finish: 38 seconds, once Vault is built
+demo: build sim ## a token read from a real Vault, start to finish
 	@scripts/demo.sh
 
 .PHONY: recording

@@ -11,7 +11,7 @@ import (
 // clock, which nobody can set but which stops while the machine sleeps. A token's
 // times are compared by both. It is live only while both say so, and a refresh is due
 // as soon as either does. So neither a clock that is set nor a suspended machine makes
-// a token live longer (rule 4), and what a wrong clock has spoilt ends with the next
+// a token live longer (rule 4), and the effects of a wrong clock end with the next
 // token.
 //
 // Storage holds wall times only. When an entry is loaded, its times are anchored to

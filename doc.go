@@ -25,8 +25,8 @@
 //     shorter). A token that is not live is never handed out. While the process
 //     runs, neither a clock step nor a suspended machine extends a token's life.
 //  5. While Autopay fails, the live token is served with a warning. Retries back
-//     off, the longer the more they may cost, and need no reader. Readers without a live token get the last error
-//     at once; they cause no request.
+//     off, for longer if they may cost a token, and need no reader. Readers without
+//     a live token get the last error at once; they cause no request.
 //  6. Storage is the truth. A token is stored before it is served, so it
 //     survives restarts, failovers and upgrades.
 //  7. A token belongs to the settings it was issued for. Both are stored under

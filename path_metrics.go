@@ -19,8 +19,8 @@ const (
 	metricsDescription = `
 Scrape this path with a Vault token that has the read capability on it. The
 response is plain text: use an HTTP client or "vault read -format=raw". Labels
-hold the names of credentials and nothing secret. Counters start at 0 with the
-plugin's process.
+hold the names of credentials and nothing secret. Counters reset when the plugin's
+process restarts and when a credential is deleted.
 `
 )
 

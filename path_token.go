@@ -17,8 +17,8 @@ const (
 	readSynopsis    = "Read the bearer token of an Autopay credential."
 	readDescription = `
 The token is shared by all readers, so it has no lease. Read it again after ttl
-seconds; the engine replaces it by then. ttl is not the time to its expiry; that
-is expire_time.
+seconds. ttl is the time until the engine replaces the token (at most 60 seconds
+while it can't), not until the token expires; see expire_time.
 `
 )
 
