@@ -67,13 +67,14 @@ func TestBench(t *testing.T) {
 		t.Fatal(err)
 	}
 	vault, _, _ := strings.Cut(string(out), ",") // the rest is when it was built
-	b.printf("\n`make bench` wrote this section on %s: %s, the plugin %s, %s, %s/%s,\n%d processors. A figure is the median of "+
-		"%d rounds of %v, with the minimum and maximum in brackets.\n", time.Now().UTC().Format("2 January 2006"),
-		vault, harness.PluginVersion, runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.round)
-	for name, part := range []func(*testing.T){b.sideBySide, b.manyCredentials, b.duringRefresh} {
-		if !t.Run(strconv.Itoa(name), part) {
-			t.FailNow()
-		}
+	b.printf("\n`make bench` wrote this section on %s: %s, the plugin %s, %s, %s/%s,\n%d processors. "+
+		"A figure is the median of %d rounds of %v, with the minimum and maximum in brackets.\n",
+		time.Now().UTC().Format("2 January 2006"), vault, harness.PluginVersion,
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), b.rounds, b.round)
+	if !t.Run("side by side", b.sideBySide) ||
+		!t.Run("many credentials", b.manyCredentials) ||
+		!t.Run("during a refresh", b.duringRefresh) {
+		t.FailNow()
 	}
 	harness.WriteFile(t, name, before+from+b.String()+to+after, 0o644)
 	t.Log(b.String())
@@ -150,7 +151,8 @@ func (b *bench) sideBySide(t *testing.T) {
 		if row.least > 0 {
 			target = b.target(compared.median >= row.least, "at least %.1f", row.least)
 		}
-		b.printf("| %s | %s | %s | %s | %s |\n", row.name, rate(all[i].rates), over(all[i].p99).text(2), compared.text(2), target)
+		b.printf("| %s | %s | %s | %s | %s |\n",
+			row.name, rate(all[i].rates), over(all[i].p99).text(2), compared.text(2), target)
 	}
 }
 
@@ -221,7 +223,7 @@ func (b *bench) untilToken(t *testing.T, s *subject) figure {
 // duringRefresh compares reads during a refresh with those before it.
 func (b *bench) duringRefresh(t *testing.T) {
 	got, slowest := readDuringRefresh(t, 8, b.refreshes)
-	b.printf("\n### During a refresh\n\nWhile Autopay takes 3 seconds over a refresh, the p99 of reads is %s times that before (%s).\n"+
-		"The slowest read of all took %.0f ms.\n",
+	b.printf("\n### During a refresh\n\nWhile Autopay takes 3 seconds over a refresh, the p99 of reads is %s times that "+
+		"before (%s).\nThe slowest read of all took %.0f ms.\n",
 		got.text(2), b.target(got.median <= mostDuringRefresh, "target: at most %.1f", mostDuringRefresh), ms(slowest))
 }

@@ -20,7 +20,7 @@ const mostDuringRefresh = 1.5
 func TestSlowRefresh(t *testing.T) {
 	const readers = 200
 	ratio, slowest := readDuringRefresh(t, readers, 5)
-	t.Logf("FIGURE: %d readers, Autopay takes 3 s over a refresh: p99 during it %s times the p99 before it, slowest read %v",
+	t.Logf("FIGURE: %d readers, Autopay takes 3 s over a refresh: p99 meanwhile %s times that before, slowest read %v",
 		readers, ratio.text(2), slowest.Round(time.Millisecond))
 	if ratio.median > mostDuringRefresh {
 		t.Errorf("p99 during a refresh is %s times the one before, at most %.1f is right", ratio.text(2), mostDuringRefresh)
