@@ -120,7 +120,7 @@ func (b *bench) sideBySide(t *testing.T) {
 	s := startVault(t)
 	m := harness.EnableAt(t, s, "autopay")
 	m.MustWrite(t, "config", harness.StartAutopay(t).NewCredential().Config())
-	s.AddPlugin(t, "ordinary", api.PluginTypeSecrets)
+	s.AddPlugin(t, "ordinary", "ordinary", api.PluginTypeSecrets)
 	for _, plugin := range []string{"ordinary", "kv"} {
 		if err := s.Root().Sys().MountWithContext(t.Context(), plugin, &api.MountInput{Type: plugin}); err != nil {
 			t.Fatal(err)

@@ -45,14 +45,13 @@ func (s *Server) Register(file, sha, version string) error {
 	return nil
 }
 
-// AddPlugin copies another plugin, which scripts/testtools.sh made as NAME, into the
-// plugin directory and registers it under that name.
-func (s *Server) AddPlugin(tb testing.TB, name string, kind api.PluginType) {
+// AddPlugin registers another plugin, which scripts/testtools.sh made as tool.
+func (s *Server) AddPlugin(tb testing.TB, name, tool string, kind api.PluginType) {
 	tb.Helper()
-	binary := ReadFile(tb, Tool(tb, name))
-	WriteFile(tb, filepath.Join(PluginDir, name), binary, 0o755)
+	binary := ReadFile(tb, Tool(tb, tool))
+	WriteFile(tb, filepath.Join(PluginDir, tool), binary, 0o755)
 	err := s.Root().Sys().RegisterPluginWithContext(tb.Context(), &api.RegisterPluginInput{
-		Name: name, Type: kind, Command: name, SHA256: SHA256(binary),
+		Name: name, Type: kind, Command: tool, SHA256: SHA256(binary),
 	})
 	if err != nil {
 		tb.Fatal(err)

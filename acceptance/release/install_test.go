@@ -196,7 +196,7 @@ func TestInstallRefuses(t *testing.T) {
 		"no checksums":      {token, nil, "--sums"},
 		"no binary":         {token, append([]string{"--binary", dir + "/none"}, sums...), "there is no"},
 		"no rights":         {i.TokenFor(t, `path "sys/mounts" { capabilities = ["read"] }`), sums, "refuses this token"},
-		"another engine":    {i.RootToken, append([]string{"--mount", "cubbyhole"}, sums...), "another secrets engine at"},
+		"another engine":    {i.RootToken, append([]string{"--mount", "cubbyhole"}, sums...), "secrets engine at cubbyhole/"},
 		"another directory": {token, append([]string{"--plugin-dir", dir + "/none"}, sums...), "there is no directory"},
 		"unknown option":    {token, []string{"--force"}, "usage:"},
 		"copy-only alone":   {token, append([]string{"--copy-only"}, sums...), "needs --plugin-dir"},
