@@ -35,7 +35,7 @@ type bench struct {
 	missed []string // targets
 }
 
-func (b *bench) printf(format string, args ...any) { fmt.Fprintf(b, format, args...) }
+func (b *bench) printf(format string, args ...any) { fmt.Fprintf(&b.Builder, format, args...) }
 
 // target returns the text of a target, and notes it if it is missed.
 func (b *bench) target(met bool, format string, args ...any) string {
