@@ -85,7 +85,7 @@ formats: ## the examples for Kubernetes and Prometheus, checked against the form
 
 BENCH := full
 .PHONY: bench
-bench: build ## reads side by side in a real Vault, into docs/benchmarks.md (10 minutes); BENCH=quick tries it (3 minutes)
+bench: build ## reads side by side in a real Vault, into docs/benchmarks.md (6 minutes); BENCH=quick tries it (2 minutes)
 	@BENCH=$(BENCH) scripts/bench.sh
 
 .PHONY: gobench

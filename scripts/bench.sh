@@ -2,8 +2,8 @@
 # Compares reads of the engine with other ways to serve a token, in a real Vault, and writes the section Results of
 # benchmarks.md. Linux only, because it reads /proc. Run it on an idle machine: anything else that runs spoils the figures.
 #
-#   scripts/bench.sh                   the whole of it, into docs/ (10 minutes)
-#   BENCH=quick scripts/bench.sh       a trial, into bin/bench/ (3 minutes)
+#   scripts/bench.sh                   the whole of it, into docs/ (6 minutes)
+#   BENCH=quick scripts/bench.sh       a trial, into bin/bench/ (2 minutes)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
