@@ -39,7 +39,7 @@ func readDuringRefresh(t *testing.T, readers, refreshes int) (during figure, slo
 	m.MustWrite(t, "config", sim.NewCredential().Config("rotation_period", period.String()))
 	sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: delay})
 
-	steady := time.Now().Add(time.Second)                                          // when all connections are open
+	steady := time.Now().Add(time.Second)                                        // when all connections are open
 	end := time.Now().Add(period*time.Duration(refreshes) + delay + time.Second) // before one more refresh
 	samples := readUntil(t, m.Server, []string{m.At + "/token"}, readers, end)
 	slowest = slices.MaxFunc(samples, func(a, b sample) int { return cmp.Compare(a.took, b.took) }).took
