@@ -160,14 +160,14 @@ func (b *bench) sideBySide(t *testing.T) {
 func (b *bench) manyCredentials(t *testing.T) {
 	sim := harness.StartAutopayBanning(t, 0)
 	one, many := b.fill(t, sim, 1), b.fill(t, sim, b.credentials)
-	b.measure(t, []*subject{one, many})
+	unseals := []figure{b.untilToken(t, one), b.untilToken(t, many)}
+	b.measure(t, []*subject{one, many}) // in the plugin processes of the last unseal
 	// Resident memory, without the pages of the executable, which the kernel drops as it likes.
 	memory := func(s *subject) float64 {
 		return float64(harness.ProcStatus(t, s.server.PluginPIDs(t)[0], "RssAnon")) * 1024 / 1e6 // from KiB
 	}
 	memories := []float64{memory(one), memory(many)}
 	grown := memories[1] - memories[0]
-	unseals := []figure{b.untilToken(t, one), b.untilToken(t, many)}
 	rates := ratio(many.rates, one.rates)
 
 	b.printf("\n### Many credentials\n\n"+
