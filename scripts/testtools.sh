@@ -128,7 +128,7 @@ for suite in "$@"; do
       want package crane tools/release github.com/google/go-containerregistry/cmd/crane
       ;;
     kubernetes) kubernetes ;;
-    bench) want package floor acceptance/bench/floor . -buildvcs=false ;;
+    bench) want package ordinary acceptance/bench/ordinary . -buildvcs=false ;;
   esac
   if [ -d "acceptance/$suite" ]; then want tests "$suite.test" "acceptance/$suite"; fi
 done

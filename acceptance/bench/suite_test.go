@@ -2,9 +2,8 @@
 
 // Package bench measures how fast tokens are read, and needs the machine for
 // itself. `make acceptance` runs TestSlowRefresh. With the build tag bench there
-// are also TestBench, which compares the engine with other plugins and writes
-// docs/benchmarks.md (`make bench`), and TestBuilds, which compares builds of the
-// plugin.
+// is also TestBench (`make bench`), which compares the engine with other ways to
+// serve a token and writes the results into docs/benchmarks.md.
 package bench
 
 import (

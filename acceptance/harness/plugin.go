@@ -45,6 +45,19 @@ func (s *Server) Register(file, sha, version string) error {
 	return nil
 }
 
+// AddPlugin registers another plugin, which scripts/testtools.sh made as tool.
+func (s *Server) AddPlugin(tb testing.TB, name, tool string, kind api.PluginType) {
+	tb.Helper()
+	binary := ReadFile(tb, Tool(tb, tool))
+	WriteFile(tb, filepath.Join(PluginDir, tool), binary, 0o755)
+	err := s.Root().Sys().RegisterPluginWithContext(tb.Context(), &api.RegisterPluginInput{
+		Name: name, Type: kind, Command: tool, SHA256: SHA256(binary),
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+}
+
 // plugins returns the process IDs of this server's plugins.
 func (s *Server) plugins() ([]int, error) {
 	all, err := Children(s.PID())

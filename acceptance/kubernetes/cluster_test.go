@@ -4,20 +4,16 @@ package kubernetes
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"vault-plugin-secrets-autopay/acceptance/harness"
 	"vault-plugin-secrets-autopay/internal/autopaysim"
@@ -29,9 +25,6 @@ type cluster struct {
 	dir        string
 	kubeconfig string // of an administrator
 }
-
-// startWithin is ample for a start on two busy cores; 5 s is usual.
-const startWithin = time.Minute
 
 func startCluster(t *testing.T) *cluster {
 	t.Helper()
@@ -64,34 +57,32 @@ func startCluster(t *testing.T) *cluster {
 		"--listen-client-urls="+etcd, "--advertise-client-urls=http://etcd.invalid:2379",
 		"--listen-peer-urls=unix://"+filepath.Join(dir, "peer.sock"))
 
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca)
-	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
-	defer client.CloseIdleConnections()
 	// Another process may take the free port first.
-	for range 5 {
+	for range 3 {
 		port := freePort(t)
-		ended := c.start(t, "kube-apiserver", "--etcd-servers="+etcd,
+		c.write(t, "kubeconfig", fmt.Appendf(nil, `
+apiVersion: v1
+kind: Config
+clusters: [{name: test, cluster: {server: "https://127.0.0.1:%s", certificate-authority-data: %q}}]
+users: [{name: admin, user: {token: %q}}]
+contexts: [{name: test, context: {cluster: test, user: admin}}]
+current-context: test
+`, port, base64.StdEncoding.EncodeToString(ca), admin))
+		c.start(t, "kube-apiserver", "--etcd-servers="+etcd,
 			"--bind-address=127.0.0.1", "--secure-port="+port, "--endpoint-reconciler-type=none",
 			"--tls-cert-file="+certFile, "--tls-private-key-file="+keyFile,
 			"--service-account-issuer=https://kubernetes.default.svc",
 			"--service-account-key-file="+certFile, "--service-account-signing-key-file="+keyFile,
 			"--service-cluster-ip-range=10.0.0.0/24", "--authorization-mode=RBAC", "--token-auth-file="+admins)
-		address := "https://127.0.0.1:" + port
-		if !ready(t, client, address, admin, ended) {
-			continue
+		err = harness.Poll(harness.StartWithin, func() error {
+			_, err := c.kubectl(t, "", "get", "--raw=/readyz")
+			return err
+		})
+		if err == nil {
+			return c
 		}
-		c.write(t, "kubeconfig", fmt.Appendf(nil, `
-apiVersion: v1
-kind: Config
-clusters: [{name: test, cluster: {server: %q, certificate-authority-data: %q}}]
-users: [{name: admin, user: {token: %q}}]
-contexts: [{name: test, context: {cluster: test, user: admin}}]
-current-context: test
-`, address, base64.StdEncoding.EncodeToString(ca), admin))
-		return c
 	}
-	t.Fatal("kube-apiserver does not start")
+	t.Fatalf("kube-apiserver does not start: %v", err)
 	return nil
 }
 
@@ -102,44 +93,8 @@ func freePort(t *testing.T) string {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	_, port, _ := net.SplitHostPort(l.Addr().String()) // it has one
 	return port
-}
-
-// ready reports whether the API server has come up: false when its process has
-// ended instead.
-func ready(t *testing.T, client *http.Client, address, token string, ended <-chan struct{}) bool {
-	t.Helper()
-	gone := false
-	err := harness.Poll(startWithin, func() error {
-		select {
-		case <-ended:
-			gone = true
-			return nil
-		default:
-		}
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address+"/readyz", nil)
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			return errors.New(resp.Status)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return !gone
 }
 
 func (c *cluster) write(t *testing.T, name string, text []byte) string {
@@ -147,9 +102,8 @@ func (c *cluster) write(t *testing.T, name string, text []byte) string {
 	return harness.WriteFile(t, filepath.Join(c.dir, name), text, 0o600)
 }
 
-// start runs a program until the test ends, and closes ended when its process
-// has. What it said is shown if the test fails.
-func (c *cluster) start(t *testing.T, program string, args ...string) (ended <-chan struct{}) {
+// start runs a program until the test ends. What it said is shown if the test fails.
+func (c *cluster) start(t *testing.T, program string, args ...string) {
 	t.Helper()
 	log, err := os.CreateTemp(c.dir, program+"-*.log")
 	if err != nil {
@@ -164,20 +118,14 @@ func (c *cluster) start(t *testing.T, program string, args ...string) (ended <-c
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // how it ended does not matter
-		close(done)
-	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // its data goes with it
-		<-done
+		_ = cmd.Wait()
 		if t.Failed() {
 			text := harness.ReadFile(t, log.Name())
 			t.Logf("%s said at the end:\n%s", program, text[max(0, len(text)-4000):])
 		}
 	})
-	return done
 }
 
 func (c *cluster) environment(more ...string) []string {

