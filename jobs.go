@@ -228,7 +228,7 @@ func (c *credential) remove(ctx context.Context) error {
 	if notConfigured(c.unusable(s)) {
 		return nil
 	}
-	c.counters.Store(newCounters(c.name))
+	c.counters.Store(new(counters))
 	c.env.send("autopay/config-delete", configPrefix, true, c.name)
 	c.log().Info("credential deleted")
 	return nil

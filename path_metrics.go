@@ -33,7 +33,8 @@ var (
 	descRequests = perCredential("autopay_token_requests_total",
 		"Token requests to Autopay by outcome: success, refused, error, or limited (wanted by an operator or by a "+
 			"reader without a live token, and held back by token_request_limit).", "outcome")
-	descReads = perCredential("autopay_token_reads_total",
+	descDuration = perCredential("autopay_token_request_duration_seconds", "Duration of token requests.")
+	descReads    = perCredential("autopay_token_reads_total",
 		"Reads of the token by outcome: ok, degraded (served, but it can't be replaced) or error.", "outcome")
 	descState = perCredential("autopay_credential_state",
 		"1 for the state that the credential is in: ok, degraded, failing or pending.", "state")
@@ -90,7 +91,14 @@ func collect(ch chan<- prometheus.Metric, c *credential, s *snapshot, now time.T
 	for i, outcome := range readOutcomes {
 		send(descReads, prometheus.CounterValue, float64(n.reads[i].Load()), outcome)
 	}
-	ch <- n.durations
+	count, buckets := uint64(0), map[float64]uint64{}
+	for i, bound := range durationBuckets {
+		count += n.exchanges[i].Load()
+		buckets[bound] = count
+	}
+	count += n.exchanges[len(durationBuckets)].Load()
+	seconds := time.Duration(n.duration.Load()).Seconds()
+	ch <- prometheus.MustNewConstHistogram(descDuration, count, seconds, buckets, c.name)
 	current := s.state(now)
 	for _, state := range states {
 		in := 0.0
