@@ -25,7 +25,7 @@ func TestLifecycle(t *testing.T) {
 	t.Parallel()
 	runInBubble(t, "clean ends everything at once, twice too, and nothing is written after it", func(t *testing.T) {
 		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		e.sim.SetFault(fault("hang"))
 		time.Sleep(18 * time.Hour) // the refresh is under way and hangs
 		synctest.Wait()
 		begun := time.Now()
@@ -55,12 +55,12 @@ func TestLifecycle(t *testing.T) {
 			t.Errorf("the log does not name the mount:\n%s", e.logs)
 		}
 		for range 2 {
-			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_id": "other"}))
+			e.wantCode(http.StatusServiceUnavailable)(e.write("config", fields{"client_id": "other"}))
 		}
 	})
 	runInBubble(t, "unseal does not wait for Autopay or for loading", func(t *testing.T) {
 		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		e.sim.SetFault(fault("hang"))
 		e.clean(t.Context())
 		time.Sleep(48 * time.Hour) // the token dies while Vault is sealed
 		begun := time.Now()
@@ -138,7 +138,7 @@ func TestSecretLeavesTheHeap(t *testing.T) { //nolint:paralleltest // it stops t
 	}
 	write := func(secret []byte) {
 		t.Helper()
-		data := map[string]any{"client_id": testID, "client_secret": forwards(secret)}
+		data := fields{"client_id": testID, "client_secret": forwards(secret)}
 		resp, err := e.write("config", data)
 		if err != nil || resp.IsError() {
 			t.Fatal(resp, err)

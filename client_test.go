@@ -81,8 +81,8 @@ func TestExchangeOverRealConnections(t *testing.T) {
 		"nobody listens":        {nobody(), autopaysim.Fault{}, "Autopay can't be reached: connection refused", true},
 		"no such host":          {"https://autopay.invalid/", autopaysim.Fault{}, "Autopay can't be reached: its host name does not resolve", true},
 		"http where TLS is due": {strings.Replace(good, "http:", "https:", 1), autopaysim.Fault{}, "Autopay can't be reached: it does not speak TLS", true},
-		"hang":                  {good, autopaysim.Fault{Kind: autopaysim.FaultHang}, "Autopay did not answer within the request_timeout of 1s", false},
-		"cut":                   {good, autopaysim.Fault{Kind: autopaysim.FaultCut}, "the connection to Autopay broke", false},
+		"hang":                  {good, fault("hang"), "Autopay did not answer within the request_timeout of 1s", false},
+		"cut":                   {good, fault("cut"), "the connection to Autopay broke", false},
 	} {
 		t.Run(name, func(t *testing.T) { //nolint:paralleltest // they share the simulator's fault
 			sim.SetFault(test.fault)
@@ -611,7 +611,7 @@ func TestExchangeAnswers(t *testing.T) {
 				e := configured(t)
 				e.client.transport = answer
 				e.wantUnchanged(func() {
-					resp, err := e.write("config", map[string]any{"client_id": "another"})
+					resp, err := e.write("config", fields{"client_id": "another"})
 					if err == nil && !resp.IsError() || strings.Contains(say(resp, err)+e.logs.String(), "canary-token") {
 						t.Errorf("the config was taken, or the token is shown: %v %v", resp, err)
 					}

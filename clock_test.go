@@ -109,7 +109,7 @@ func TestWrongClock(t *testing.T) {
 			time.Sleep(time.Minute)
 			clock.set(test.step)
 			if test.down {
-				e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
+				e.sim.SetFault(fault("refused"))
 			}
 			if test.restart {
 				e.restart()
@@ -155,8 +155,8 @@ func (b *brake) RoundTrip(r *http.Request) (*http.Response, error) {
 // how far ahead it is when the token is requested.
 func TestClockIsSet(t *testing.T) {
 	t.Parallel()
-	refused := autopaysim.Fault{Kind: autopaysim.FaultRefused}
-	sameToken := autopaysim.Fault{Kind: autopaysim.FaultSameToken}
+	refused := fault("refused")
+	sameToken := fault("same_token")
 	oneReadDoesNotStorm := func(e *engine) {
 		e.t.Helper()
 		before := e.sim.Requests("")
@@ -236,7 +236,7 @@ func TestClockIsSet(t *testing.T) {
 			}
 		}},
 		"Autopay can't be reached when the machine wakes from a backoff": {24 * time.Hour, 0, func(e *engine, clock *steppedClock) {
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
+			e.sim.SetFault(status(401))
 			time.Sleep(18*time.Hour + time.Minute)
 			clock.set(10 * time.Minute)
 			e.sim.SetFault(refused)

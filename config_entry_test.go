@@ -114,11 +114,11 @@ func TestConfigNames(t *testing.T) {
 		want  []string
 	}{
 		{nil, all},
-		{map[string]any{"limit": 2}, all[:2]},
-		{map[string]any{"after": "a"}, all[2:]},
-		{map[string]any{"after": "a", "limit": 1}, all[2:3]},
-		{map[string]any{"after": "b", "limit": 9}, all[2:]},
-		{map[string]any{"limit": 0}, all},
+		{fields{"limit": 2}, all[:2]},
+		{fields{"after": "a"}, all[2:]},
+		{fields{"after": "a", "limit": 1}, all[2:3]},
+		{fields{"after": "b", "limit": 9}, all[2:]},
+		{fields{"limit": 0}, all},
 	} {
 		resp, err := e.do(t.Context(), logical.ListOperation, "config/", page.query)
 		if err != nil || !slices.Equal(resp.Data["keys"].([]string), page.want) {
@@ -143,7 +143,7 @@ func TestAnotherSpellingIsAChange(t *testing.T) {
 			"ca_cert": {"", ca + ca, ca + "\n", testCA(t)},
 		} {
 			for i, value := range values {
-				resp, err := e.write("config", map[string]any{field: value, "Client_Secret": testSecret, "verify": i%2 == 0})
+				resp, err := e.write("config", fields{field: value, "Client_Secret": testSecret, "verify": i%2 == 0})
 				if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "requires client_secret in the same request") {
 					t.Errorf("%s %q: %v %v", field, value, resp, err)
 				}
@@ -161,7 +161,7 @@ func FuzzConfigFields(f *testing.F) {
 		names = append(names, f.name)
 	}
 	f.Fuzz(func(t *testing.T, object string, exact bool, field uint, text string) {
-		fields, name := map[string]any{}, names[field%uint(len(names))]
+		fields, name := fields{}, names[field%uint(len(names))]
 		from := json.NewDecoder(strings.NewReader(object))
 		if exact {
 			from.UseNumber()

@@ -82,7 +82,7 @@ func TestEvents(t *testing.T) {
 			time.Sleep(time.Second)
 			expect("recovered", "autopay/rotate oslo token/oslo true")
 
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
+			e.sim.SetFault(status(401))
 			time.Sleep(time.Minute)
 			if _, err := e.write("rotate", nil); err == nil {
 				t.Error("rotated")

@@ -26,7 +26,7 @@ func TestConfigUpdate(t *testing.T) {
 		token := e.token("token")["access_token"]
 
 		// A write that changes nothing that a token is issued for sends no request.
-		for _, data := range []map[string]any{
+		for _, data := range []fields{
 			{"rotation_period": 3600.0},
 			{"rotation_period": "2h"},
 			{"request_timeout": "20s"},
@@ -43,7 +43,7 @@ func TestConfigUpdate(t *testing.T) {
 		}
 		e.want("token", "access_token", token)
 		e.wantRequests(1)
-		want := map[string]any{
+		want := fields{
 			"client_id": testID, "token_url": defaultTokenURL, "audience": defaultAudience, "ca_cert": "",
 			"rotation_period": int64(7200), "rotation_schedule": "", "request_timeout": int64(20), "token_request_limit": 50,
 			"client_secret_updated_time": "2000-01-01T00:00:00Z",
@@ -61,7 +61,7 @@ func TestConfigUpdate(t *testing.T) {
 
 		// A new secret is verified, and its token becomes the cached one.
 		e.sim.SetClient(testID, "another-secret")
-		if resp, err := e.write("config", map[string]any{"client_secret": "another-secret"}); err != nil || resp.IsError() {
+		if resp, err := e.write("config", fields{"client_secret": "another-secret"}); err != nil || resp.IsError() {
 			t.Fatal(resp, err)
 		}
 		e.wantRequests(3)
@@ -69,9 +69,9 @@ func TestConfigUpdate(t *testing.T) {
 		e.wantRequests(3)
 
 		// What can't be verified is not stored, and the answer says how to store it.
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultRefused})
+		e.sim.SetFault(fault("refused"))
 		e.wantUnchanged(func() {
-			resp, err := e.write("config", map[string]any{"client_id": "second"})
+			resp, err := e.write("config", fields{"client_id": "second"})
 			if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(say(resp, err), "verify=false") {
 				t.Errorf("got %d %q", code(resp, err), say(resp, err))
 			}
@@ -92,17 +92,17 @@ func TestConfigListShowsHealth(t *testing.T) {
 		synctest.Wait() // until all are loaded
 		e.put("config/unloaded", e.stored("config/default"))
 
-		ok := map[string]any{"state": "ok", "expire_time": "2000-01-02T00:00:00Z"}
-		pending := map[string]any{"state": "pending"}
+		ok := fields{"state": "ok", "expire_time": "2000-01-02T00:00:00Z"}
+		pending := fields{"state": "pending"}
 		for page, test := range map[string]struct {
 			query map[string]any
 			keys  int
 			want  map[string]any
 		}{
-			"all":      {nil, 1003, map[string]any{"default": ok, "damaged": map[string]any{"state": "failing"}, "pending-0999": pending}},
-			"limit":    {map[string]any{"limit": 3}, 3, map[string]any{"default": ok, "pending-0000": pending}},
-			"after":    {map[string]any{"after": "pending-0998"}, 2, map[string]any{"pending-0999": pending}},
-			"unloaded": {map[string]any{"after": "pending-0999"}, 1, nil},
+			"all":      {nil, 1003, fields{"default": ok, "damaged": fields{"state": "failing"}, "pending-0999": pending}},
+			"limit":    {fields{"limit": 3}, 3, fields{"default": ok, "pending-0000": pending}},
+			"after":    {fields{"after": "pending-0998"}, 2, fields{"pending-0999": pending}},
+			"unloaded": {fields{"after": "pending-0999"}, 1, nil},
 		} {
 			reads := e.storage.reads.Load()
 			resp, err := e.do(t.Context(), logical.ListOperation, "config/", test.query)
@@ -145,7 +145,7 @@ func TestTheSameWriteChangesNothing(t *testing.T) {
 
 		const field = "client_secret_updated_time"
 		e.configure("default", "client_id", "second", "rotation_period", "1h")
-		_, _ = e.write("config", map[string]any{"client_secret": "wrong"}) // Autopay refuses it
+		_, _ = e.write("config", fields{"client_secret": "wrong"}) // Autopay refuses it
 		e.want("config", field, "2000-01-01T00:00:00Z")
 		time.Sleep(time.Second / 2)
 		e.configure("default", "client_secret", "unverified", "verify", false)
@@ -162,15 +162,15 @@ func TestConfigQuotesNothing(t *testing.T) {
 	for path, op := range map[string]logical.Operation{
 		"config": logical.ReadOperation, "config/default": logical.DeleteOperation, "config/": logical.ListOperation,
 	} {
-		e.wantCode(http.StatusBadRequest)(e.do(t.Context(), op, path, map[string]any{"client_secret": []any{testSecret}}))
+		e.wantCode(http.StatusBadRequest)(e.do(t.Context(), op, path, fields{"client_secret": []any{testSecret}}))
 	}
 	e.wantUnchanged(func() {
-		resp, err := e.write("config", map[string]any{"name": "oslo", "rotation_period": 3600})
+		resp, err := e.write("config", fields{"name": "oslo", "rotation_period": 3600})
 		if code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "write to config/NAME on this mount") {
 			t.Errorf("a name in the body: %v %v", resp, err)
 		}
 	})
-	resp, err := e.write("config", map[string]any{"audience": "", "client_secrte": map[string]any{"x": testSecret}})
+	resp, err := e.write("config", fields{"audience": "", "client_secrte": fields{"x": testSecret}})
 	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "client_secrte") {
 		t.Errorf("an unknown field: %v %v, want one warning", resp, err)
 	}
@@ -191,8 +191,8 @@ func TestConfigDamagedInStorage(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.put("config/x", stored)
 			// Refused writes over it do not hide the damage.
-			e.wantCode(http.StatusBadRequest)(e.write("config/x", map[string]any{"request_timeout": 10}))
-			e.wantCode(http.StatusBadRequest)(e.write("config/x", map[string]any{"client_id": testID, "client_secret": "wrong"}))
+			e.wantCode(http.StatusBadRequest)(e.write("config/x", fields{"request_timeout": 10}))
+			e.wantCode(http.StatusBadRequest)(e.write("config/x", fields{"client_id": testID, "client_secret": "wrong"}))
 			for _, path := range []string{"config/x", "token/x", "status/x"} {
 				resp, err := e.read(path)
 				if code(resp, err) != http.StatusInternalServerError || !strings.Contains(say(resp, err), "write it again with client_id and client_secret, or delete it") {
@@ -220,7 +220,7 @@ func TestConfigStorageFails(t *testing.T) {
 		logical.ReadOperation: "config/other", logical.UpdateOperation: "config",
 		logical.DeleteOperation: "config", logical.ListOperation: "config/",
 	} {
-		resp, err := e.do(t.Context(), op, path, map[string]any{"audience": "https://x.example"})
+		resp, err := e.do(t.Context(), op, path, fields{"audience": "https://x.example"})
 		if code(resp, err) != http.StatusInternalServerError || !strings.Contains(say(resp, err), "does not work") {
 			t.Errorf("%s: %d %q, want a 500 that names the operation", op, code(resp, err), say(resp, err))
 		}
@@ -238,7 +238,7 @@ func TestConfigCACert(t *testing.T) {
 	e.opts.transport = nil // the real one
 	e.restart()
 	url := srv.URL + autopaysim.TokenPath
-	resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": testSecret, "token_url": url, "request_timeout": 60})
+	resp, err := e.write("config", fields{"client_id": testID, "client_secret": testSecret, "token_url": url, "request_timeout": 60})
 	if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(say(resp, err), "signed by an unknown authority") {
 		t.Errorf("without ca_cert: %d %q", code(resp, err), say(resp, err))
 	}
@@ -252,7 +252,7 @@ func TestConfigCACert(t *testing.T) {
 func TestRequestTimeoutIsUsed(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false, "request_timeout", 3)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		e.sim.SetFault(fault("hang"))
 		begun := time.Now()
 		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
 		if took := time.Since(begun); took != 3*time.Second {

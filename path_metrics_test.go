@@ -181,7 +181,7 @@ func TestMetricsOfExchanges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
 		e.storage.slow("put", 5*time.Second)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
+		e.sim.SetFault(delay(3 * time.Second))
 		e.wantCode(http.StatusServiceUnavailable)(e.write("config", withSecret()))
 		n := e.credential("default").counters.Load()
 		var m dto.Metric

@@ -11,7 +11,7 @@ import (
 func TestStatus(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false, "token_request_limit", 2)
-		want := map[string]any{
+		want := fields{
 			"state": "pending", "expire_time": nil, "last_vault_rotation": nil, "next_rotation": nil, "next_rotation_reason": "",
 			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,
 			"token_requests_24h": 0, "token_request_limit": 2, "plugin_version": version,
@@ -25,20 +25,20 @@ func TestStatus(t *testing.T) {
 		}
 		check(nil)
 		e.token("token")
-		check(map[string]any{
+		check(fields{
 			"state": "ok", "expire_time": "2000-01-02T00:00:00Z", "last_vault_rotation": "2000-01-01T00:00:00Z",
 			"next_rotation": "2000-01-01T18:00:00Z", "next_rotation_reason": "lifetime", "token_requests_24h": 1,
 		})
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
+		e.sim.SetFault(status(401))
 		time.Sleep(18*time.Hour + time.Second)
-		check(map[string]any{
+		check(fields{
 			"state": "degraded", "last_error": "Autopay refused the credential (401): temporarily_unavailable: simulated fault",
 			"last_error_time": "2000-01-01T18:00:00Z", "consecutive_failures": 1,
 			"next_attempt": "2000-01-01T18:05:00Z", "next_rotation": "2000-01-01T18:05:00Z", "next_rotation_reason": "retry",
 		})
 		e.sim.SetFault(autopaysim.Fault{})
 		time.Sleep(5 * time.Minute)
-		check(map[string]any{
+		check(fields{
 			"state": "ok", "expire_time": "2000-01-02T18:05:00Z", "last_vault_rotation": "2000-01-01T18:05:00Z",
 			"next_rotation": "2000-01-02T12:05:00Z", "next_rotation_reason": "lifetime", "token_requests_24h": 2,
 			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,
@@ -56,7 +56,7 @@ func TestStatus(t *testing.T) {
 func TestStatusAtTheLimit(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "token_request_limit", 2)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		e.sim.SetFault(fault("hang"))
 		time.Sleep(18*time.Hour + 11*time.Second)
 		e.configure("default", "token_request_limit", 2, "request_timeout", 20) // an hour's wait at most
 		got := e.status("status")

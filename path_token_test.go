@@ -20,7 +20,7 @@ func TestTokenShape(t *testing.T) {
 		e := configured(t)
 		got := e.token("token")
 		delete(got, "access_token")
-		want := map[string]any{
+		want := fields{
 			"token_type": "Bearer", "scope": "customer_club",
 			"expire_time": "2000-01-02T00:00:00Z", "last_vault_rotation": "2000-01-01T00:00:00Z",
 			"rotation_period": int64(64800), "ttl": int64(64800),
@@ -38,11 +38,11 @@ func TestTokenQueryNameIsHarmless(t *testing.T) {
 	e := configured(t)
 	e.configure("other")
 	want := e.token("token")["access_token"]
-	resp, err := e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"name": "other"})
+	resp, err := e.do(t.Context(), logical.ReadOperation, "token", fields{"name": "other"})
 	if err != nil || resp.Data["access_token"] != want {
 		t.Errorf("token?name=other reads another credential: %v %v", resp, err)
 	}
-	resp, err = e.do(t.Context(), logical.ReadOperation, "token", map[string]any{"colour": "other"})
+	resp, err = e.do(t.Context(), logical.ReadOperation, "token", fields{"colour": "other"})
 	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "colour") {
 		t.Errorf("token?colour=other: %v %v, want a warning about colour", resp, err)
 	}
@@ -55,13 +55,13 @@ func TestSettingsChangeUnderReaders(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.sim.SetClient("second", testSecret)
 			e.configure("default", "verify", false)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: time.Second, Times: 1})
+			e.sim.SetFault(once(delay(time.Second)))
 			var wg sync.WaitGroup
 			for range 4 {
 				wg.Go(func() { e.token("token") })
 			}
 			synctest.Wait()
-			wg.Go(func() { _, _ = e.write("config", map[string]any{"client_id": "second", "verify": false}) })
+			wg.Go(func() { _, _ = e.write("config", fields{"client_id": "second", "verify": false}) })
 			wg.Wait()
 		})
 	}

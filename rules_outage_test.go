@@ -15,7 +15,7 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
 		token := e.token("token")["access_token"]
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
+		e.sim.SetFault(status(503))
 		time.Sleep(18*time.Hour + time.Second)
 		synctest.Wait()
 		for range 6*3600 - 40 { // to the end of the token's life
@@ -145,10 +145,10 @@ func TestOutages(t *testing.T) {
 func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
+		e.sim.SetFault(status(401))
 		time.Sleep(18*time.Hour + 10*time.Second)
 		e.wantRequests(2) // refused: the next attempt is in 5 minutes
-		e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 503})
+		e.sim.SetFault(status(503))
 		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
 		e.wantRequests(3)
 		time.Sleep(4 * time.Minute)
@@ -165,7 +165,7 @@ func TestRotateBacksOff(t *testing.T) {
 		fault autopaysim.Fault
 		gaps  []time.Duration // between attempts; the last one is the shortest of all that follow
 	}{
-		"refused":     {autopaysim.Fault{Kind: "status", Status: 401}, []time.Duration{5 * second, 10 * second, 20 * second, 40 * second, 80 * second, 160 * second, 300 * second}},
+		"refused":     {status(401), []time.Duration{5 * second, 10 * second, 20 * second, 40 * second, 80 * second, 160 * second, 300 * second}},
 		"Retry-After": {retryAfter(429, "1200"), []time.Duration{20 * time.Minute}},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
@@ -196,7 +196,7 @@ func TestRotateBacksOff(t *testing.T) {
 func TestBackoffAfterTheSameToken(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+		e.sim.SetFault(fault("same_token"))
 		time.Sleep(18*time.Hour + time.Second) // the next attempt is at 21:00
 		e.sim.SetFault(retryAfter(503, "3600"))
 		time.Sleep(3 * time.Hour)
@@ -221,7 +221,7 @@ func TestTheSameTokenUntilItExpires(t *testing.T) {
 			})
 			e.restart()
 			time.Sleep(700 * time.Millisecond)
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken})
+			e.sim.SetFault(fault("same_token"))
 			e.configure("default")
 			without := 0
 			for range int(lifetime/time.Second) + 300 {

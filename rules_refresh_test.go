@@ -32,7 +32,7 @@ func TestRule1ReadsNeverWaitForAutopay(t *testing.T) {
 		e.wantRequests(1)
 
 		// While a refresh hangs, readers get the live token at once.
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
+		e.sim.SetFault(once(delay(5 * time.Second)))
 		time.Sleep(18 * time.Hour)
 		synctest.Wait()
 		begun, calls := time.Now(), e.view.calls.Load()
@@ -57,7 +57,7 @@ func TestRule2OneRequestInFlight(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t, "verify", false)
 		e.wantRequests(0)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second, Times: 1})
+		e.sim.SetFault(once(delay(4 * time.Second)))
 
 		// The first reader leaves after a second, which does not cancel the request.
 		first, leave := context.WithTimeout(t.Context(), time.Second)
@@ -165,9 +165,9 @@ func TestRule4OnlyLiveTokensAreHandedOut(t *testing.T) {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{Lifetime: test.lifetime})
 			// The answer takes 300 ms: the lifetime counts from before the request.
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 300 * time.Millisecond, Times: 1})
+			e.sim.SetFault(once(delay(300 * time.Millisecond)))
 			e.configure("default")
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 500})
+			e.sim.SetFault(status(500))
 			end := start2000.Add(test.lifetime - test.margin)
 			time.Sleep(time.Until(end) - time.Nanosecond)
 			e.token("token")
@@ -178,7 +178,7 @@ func TestRule4OnlyLiveTokensAreHandedOut(t *testing.T) {
 	runInBubble(t, "dead on arrival", func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 4 * time.Second})
 		e.configure("default", "verify", false)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		e.sim.SetFault(delay(5 * time.Second))
 		resp, err := e.read("token")
 		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "expired when it arrived") {
 			t.Errorf("got %v %v", resp, err)
@@ -196,7 +196,7 @@ func TestManyColdCredentials(t *testing.T) {
 		for i := range names {
 			e.configure(fmt.Sprintf("n%d", i), "verify", false)
 		}
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		e.sim.SetFault(delay(5 * time.Second))
 		var wg sync.WaitGroup
 		for i := range names {
 			wg.Go(func() {
@@ -220,7 +220,7 @@ func TestTimerThatGoesOffAtTheEndOfARefresh(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 20 * time.Second})
 		e.configure("default", "token_request_limit", 0, "rotation_period", 5)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 6 * time.Second})
+		e.sim.SetFault(delay(6 * time.Second))
 		e.logs.takes.Store(int64(time.Millisecond)) // "new token" is logged once the timer is set
 		time.Sleep(10 * time.Minute)
 		if n := e.sim.Requests(""); n < 90 {
@@ -236,7 +236,7 @@ func TestADeadTokenIsReplacedWithoutReaders(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		clock := e.stepClock()
 		e.configure("default")
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultSameToken, Times: 1})
+		e.sim.SetFault(once(fault("same_token")))
 		time.Sleep(18*time.Hour + time.Second) // the next attempt is at 21:00
 		clock.set(-10 * time.Hour)
 		e.InvalidateKey(t.Context(), "config/default")

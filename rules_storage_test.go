@@ -29,7 +29,7 @@ func TestRule6StorageIsTheTruth(t *testing.T) {
 
 func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 	t.Parallel()
-	second := map[string]any{"client_id": "second"}
+	second := fields{"client_id": "second"}
 	for name, test := range map[string]func(e *engine, old any){
 		"the config can't be stored": func(e *engine, old any) {
 			e.storage.failOn("put", configPrefix, errors.New("disk full"))
@@ -109,7 +109,7 @@ func TestRule8Ledger(t *testing.T) {
 	})
 	runInBubble(t, "the ledger is stored before the request is sent", func(t *testing.T) {
 		e := configured(t, "verify", false, "token_request_limit", 3)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
+		e.sim.SetFault(fault("hang"))
 		for want := range 3 {
 			e.tick()
 			synctest.Wait()
@@ -120,14 +120,14 @@ func TestRule8Ledger(t *testing.T) {
 		e.tick()
 		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
 		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate", nil))
-		e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_secret": "new"}))
+		e.wantCode(http.StatusServiceUnavailable)(e.write("config", fields{"client_secret": "new"}))
 		e.wantRequests(3)
 		e.configure("default", "token_request_limit", 4) // raising it helps at once
 		e.token("token")
 	})
 	runInBubble(t, "a raised limit ends a long wait", func(t *testing.T) {
 		e := configured(t, "verify", false, "token_request_limit", 2)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang, Times: 1})
+		e.sim.SetFault(once(fault("hang")))
 		if _, err := e.read("token"); !strings.Contains(err.Error(), "the next attempt is at 2000-01-02T00:00:10Z") {
 			t.Fatal(err) // half the limit is used, and the other half has to last for a day
 		}
@@ -154,15 +154,15 @@ func TestRule8Ledger(t *testing.T) {
 		fault autopaysim.Fault
 		used  int
 	}{
-		"a refusal is removed":                        {autopaysim.Fault{Kind: "status", Status: 401}, 0},
-		"a 503 is removed":                            {autopaysim.Fault{Kind: "status", Status: 503}, 0},
-		"a redirect is removed":                       {autopaysim.Fault{Kind: "redirect"}, 0},
-		"a connection that was never made is removed": {autopaysim.Fault{Kind: "refused"}, 0},
-		"a timeout stays":                             {autopaysim.Fault{Kind: "hang"}, 1},
-		"a cut connection stays":                      {autopaysim.Fault{Kind: "close"}, 1},
-		"half an answer stays":                        {autopaysim.Fault{Kind: "cut"}, 1},
-		"a malformed answer stays":                    {autopaysim.Fault{Kind: "malformed"}, 1},
-		"a 204 stays":                                 {autopaysim.Fault{Kind: "status", Status: 204}, 1},
+		"a refusal is removed":                        {status(401), 0},
+		"a 503 is removed":                            {status(503), 0},
+		"a redirect is removed":                       {fault("redirect"), 0},
+		"a connection that was never made is removed": {fault("refused"), 0},
+		"a timeout stays":                             {fault("hang"), 1},
+		"a cut connection stays":                      {fault("close"), 1},
+		"half an answer stays":                        {fault("cut"), 1},
+		"a malformed answer stays":                    {fault("malformed"), 1},
+		"a 204 stays":                                 {status(204), 1},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})

@@ -146,7 +146,7 @@ func TestRotationScheduleOfConfig(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
 		e.configure("default", "rotation_period", "8h")
-		both := map[string]any{"rotation_period": 3600, "rotation_schedule": "0 3,15 * * *"}
+		both := fields{"rotation_period": 3600, "rotation_schedule": "0 3,15 * * *"}
 		if resp, err := e.write("config", both); code(resp, err) != http.StatusBadRequest || !strings.Contains(say(resp, err), "are mutually exclusive") {
 			t.Errorf("both: %v %v, want a 400", resp, err)
 		}
@@ -157,15 +157,15 @@ func TestRotationScheduleOfConfig(t *testing.T) {
 			warns    string
 			reason   string
 		}{
-			{map[string]any{"rotation_schedule": "0 3,15 * * *"}, "0 3,15 * * *", 0, "", "schedule"},
-			{map[string]any{"rotation_schedule": "0 3,15 * * *", "rotation_period": 0}, "0 3,15 * * *", 0, "", "schedule"}, // Terraform, again
-			{map[string]any{"rotation_period": 0}, "0 3,15 * * *", 0, "", "schedule"},
-			{map[string]any{"rotation_period": "2h"}, "", 7200, "", "period"},
-			{map[string]any{"rotation_schedule": ""}, "", 7200, "", "period"},
-			{map[string]any{"rotation_period": "23h"}, "", 82800, "", "lifetime"}, // 90 % of it are less
-			{map[string]any{"rotation_schedule": "0 20 * * *"}, "0 20 * * *", 0, "after 2000-01-01T20:00:00Z (90% of a token's lifetime)", "schedule"},
-			{map[string]any{"rotation_schedule": "0 23 * * *"}, "0 23 * * *", 0, "no scheduled time in the 21h36m0s after", "lifetime"},
-			{map[string]any{"rotation_schedule": "", "rotation_period": 0}, "", 0, "", "lifetime"},
+			{fields{"rotation_schedule": "0 3,15 * * *"}, "0 3,15 * * *", 0, "", "schedule"},
+			{fields{"rotation_schedule": "0 3,15 * * *", "rotation_period": 0}, "0 3,15 * * *", 0, "", "schedule"}, // Terraform, again
+			{fields{"rotation_period": 0}, "0 3,15 * * *", 0, "", "schedule"},
+			{fields{"rotation_period": "2h"}, "", 7200, "", "period"},
+			{fields{"rotation_schedule": ""}, "", 7200, "", "period"},
+			{fields{"rotation_period": "23h"}, "", 82800, "", "lifetime"}, // 90 % of it are less
+			{fields{"rotation_schedule": "0 20 * * *"}, "0 20 * * *", 0, "after 2000-01-01T20:00:00Z (90% of a token's lifetime)", "schedule"},
+			{fields{"rotation_schedule": "0 23 * * *"}, "0 23 * * *", 0, "no scheduled time in the 21h36m0s after", "lifetime"},
+			{fields{"rotation_schedule": "", "rotation_period": 0}, "", 0, "", "lifetime"},
 		} {
 			resp, err := e.write("config", test.data)
 			if err != nil || resp.IsError() {

@@ -56,7 +56,7 @@ func TestStoredByV010(t *testing.T) {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.clean(t.Context())
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503}) // the retry of a failed refresh is due
+			e.sim.SetFault(status(503)) // the retry of a failed refresh is due
 			paths, err := filepath.Glob("testdata/v0.1.0/*/*.json")
 			if err != nil || len(paths) == 0 {
 				t.Fatal(paths, err)
@@ -122,7 +122,7 @@ func FuzzStoredEntries(f *testing.F) {
 		}
 		z.engine = newEngine(t, autopaysim.Options{Now: z.clock})
 		if down {
-			z.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: http.StatusServiceUnavailable})
+			z.sim.SetFault(status(http.StatusServiceUnavailable))
 		}
 		inner := z.opts.transport
 		z.opts.now, z.opts.transport = z.clock, roundTripper(func(r *http.Request) (*http.Response, error) {
