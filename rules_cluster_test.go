@@ -31,14 +31,14 @@ func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 	lists := []string{"read metrics", "list config/"}
 	obtain := []string{"read token/none", "update rotate/live", "update rotate/none", "update rotate/young"}
 	change := []string{"update config/live", "update config/new", "delete config/none"}
-	onDR := []string{"read metrics", "list config/", "update rotate/young"} // which Vault does not pass on before the engine sees it
+	onDR := []string{"read metrics", "list config/", "update rotate/young"}
 	for name, test := range map[string]struct {
 		state    consts.ReplicationState
 		readOnly string     // prefix of the keys that storage refuses to write
 		does     [][]string // the rest is passed on
 		asks     bool       // once a refresh is due
 	}{
-		"active node":                        {consts.ReplicationPerformancePrimary, noKey, [][]string{memory, lists, obtain, change}, true},
+		"active node":                        {0, noKey, [][]string{memory, lists, obtain, change}, true},
 		"performance standby":                {standby, everyKey, [][]string{memory}, false},
 		"performance secondary":              {secondary, configPrefix, [][]string{memory, lists, obtain}, true},
 		"standby of a performance secondary": {secondary | standby, everyKey, [][]string{memory}, false},
