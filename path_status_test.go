@@ -53,16 +53,26 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-// TestStatusAtTheLimit: the wait after a failure ends before the limit allows another
-// request.
-func TestStatusAtTheLimit(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t, "token_request_limit", 2)
-		e.sim.SetFault(fault("hang"))
-		time.Sleep(18*time.Hour + 11*time.Second)
-		e.configure("default", "token_request_limit", 2, "request_timeout", 20) // an hour's wait at most
-		const allowed = "2000-01-02T00:00:00Z"
-		e.want("status", "next_attempt", allowed, "next_rotation", allowed, "consecutive_failures", 1)
+func TestNextAttempt(t *testing.T) {
+	scenes(t, map[string]func(e *engine){
+		"the wait after a failure ends before the limit allows another request": func(e *engine) {
+			e.configure("default", "token_request_limit", 2)
+			e.sim.SetFault(fault("hang"))
+			time.Sleep(18*time.Hour + 11*time.Second)
+			e.configure("default", "request_timeout", 20) // an hour's wait at most
+			const next = "2000-01-02T00:00:00Z"
+			e.want("status", "next_attempt", next, "next_rotation", next, "consecutive_failures", 1)
+		},
+		// The backoff counts, and not the time at which the same token was due.
+		"Autopay returns the same token, and then does not answer": func(e *engine) {
+			e.sim.SetFault(fault("same_token"))
+			time.Sleep(18*time.Hour + time.Second) // the next attempt is at 21:00
+			e.sim.SetFault(retryAfter(503, "3600"))
+			time.Sleep(3 * time.Hour)
+			const next = "2000-01-01T22:00:00Z"
+			e.want("status", "next_attempt", next, "next_rotation", next)
+			e.want("token", "ttl", int64(60))
+		},
 	})
 }
 

@@ -19,9 +19,9 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 		time.Sleep(18*time.Hour + time.Second)
 		synctest.Wait()
 		for range 6*3600 - 40 { // to the end of the token's life
-			resp, err := e.read("token")
-			if err != nil || resp.Data["access_token"] != token || len(resp.Warnings) != 1 {
-				t.Fatalf("after %s: %v %v, want the old token and a warning", time.Since(start2000), resp, err)
+			resp := e.ok(e.read("token"))
+			if resp.Data["access_token"] != token || len(resp.Warnings) != 1 {
+				t.Fatalf("after %s: %v, want the old token and a warning", time.Since(start2000), resp)
 			}
 			if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > 60 {
 				t.Fatalf("ttl %d in an outage, want 5 to 60", ttl)
@@ -30,66 +30,59 @@ func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 		}
 		e.want("status", "state", "degraded")
 		time.Sleep(time.Minute)
-		resp, err := e.read("token")
-		if code(resp, err) != http.StatusServiceUnavailable || !strings.Contains(err.Error(), "Autopay answered 503 Service Unavailable") || !strings.Contains(err.Error(), "; the next attempt is at 2000-01-02T00:") {
-			t.Errorf("without a live token: %d %v", code(resp, err), err)
-		}
+		e.wantCode(http.StatusServiceUnavailable, "Autopay answered 503 Service Unavailable",
+			"; the next attempt is at 2000-01-02T00:")(e.read("token"))
 		e.want("status", "state", "failing")
 		// It recovers without a reader.
 		e.sim.SetFault(autopaysim.Fault{})
 		time.Sleep(time.Minute)
-		if got := e.status("status"); got["state"] != "ok" || got["consecutive_failures"] != 0 || got["last_error"] != "" {
-			t.Errorf("a minute after Autopay is back: %v", got)
-		}
+		e.want("status", "state", "ok", "consecutive_failures", 0, "last_error", "")
 	})
 }
 
 func TestRule5Backoff(t *testing.T) {
 	t.Parallel()
 	const sec, minute = time.Second, time.Minute
-	status := func(status int) autopaysim.Fault {
-		return autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: status}
-	}
-	kind := func(kind string) autopaysim.Fault { return autopaysim.Fault{Kind: kind} }
+	// doubled is the least wait before a third attempt, after a first wait of 5 minutes.
+	const doubled = 585 * sec
 	for name, test := range map[string]struct {
 		fault              autopaysim.Fault
 		code               int
 		first, least, most time.Duration // between the first two attempts, and between two others
 	}{
 		"status 500":              {status(500), 503, sec, sec, minute},
-		"status 504":              {kind("lost"), 503, sec, sec, minute},
+		"status 504":              {fault("lost"), 503, sec, sec, minute},
 		"status 429":              {status(429), 503, minute, 105 * sec, 5 * minute},
 		"status 408":              {status(408), 503, sec, sec, minute},
-		"redirect":                {kind("redirect"), 503, sec, sec, minute},
-		"malformed":               {kind("malformed"), 503, 5 * minute, 585 * sec, time.Hour},
-		"no token":                {kind("no_token"), 503, 5 * minute, 585 * sec, time.Hour},
-		"HTML":                    {kind("html"), 503, 5 * minute, 585 * sec, time.Hour},
-		"half of an answer":       {kind("cut"), 503, 5 * minute, 585 * sec, time.Hour},
-		"an error in a 200":       {kind("oauth_error"), 502, 5 * minute, 585 * sec, 15 * minute},
-		"cut":                     {kind("close"), 503, sec, sec, minute},
-		"hang":                    {kind("hang"), 503, 11 * sec, 11 * sec, 70 * sec},
-		"status 400":              {status(400), 502, 5 * minute, 585 * sec, 15 * minute},
-		"status 401":              {status(401), 502, 5 * minute, 585 * sec, 15 * minute},
-		"status 403":              {status(403), 502, 5 * minute, 585 * sec, 15 * minute},
+		"redirect":                {fault("redirect"), 503, sec, sec, minute},
+		"malformed":               {fault("malformed"), 503, 5 * minute, doubled, time.Hour},
+		"no token":                {fault("no_token"), 503, 5 * minute, doubled, time.Hour},
+		"HTML":                    {fault("html"), 503, 5 * minute, doubled, time.Hour},
+		"half of an answer":       {fault("cut"), 503, 5 * minute, doubled, time.Hour},
+		"an error in a 200":       {fault("oauth_error"), 502, 5 * minute, doubled, 15 * minute},
+		"cut":                     {fault("close"), 503, sec, sec, minute},
+		"hang":                    {fault("hang"), 503, 4 * sec, 4 * sec, 63 * sec}, // the request_timeout and the wait
+		"status 400":              {status(400), 502, 5 * minute, doubled, 15 * minute},
+		"status 401":              {status(401), 502, 5 * minute, doubled, 15 * minute},
+		"status 403":              {status(403), 502, 5 * minute, doubled, 15 * minute},
 		"Retry-After 90 s":        {retryAfter(503, "90"), 503, 90 * sec, 90 * sec, 90 * sec},
-		"Retry-After 1 s":         {retryAfter(401, "1"), 502, 5 * minute, 585 * sec, 15 * minute},
+		"Retry-After 1 s":         {retryAfter(401, "1"), 502, 5 * minute, doubled, 15 * minute},
 		"Retry-After 10 h":        {retryAfter(429, "36000"), 503, time.Hour, time.Hour, time.Hour},
 		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, 30 * minute, sec, minute},
 		"Retry-After in words":    {retryAfter(503, "soon"), 503, sec, sec, minute},
 		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, sec, sec, minute},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
-			e := configured(t, "verify", false, "token_request_limit", 0)
+			e := configured(t, "verify", false, "token_request_limit", 0, "request_timeout", 3)
 			e.sim.SetFault(test.fault)
 			resp, err := e.read("token")
 			e.wantCode(test.code)(resp, err)
 			// Until the next attempt, every reader gets the last error at once.
+			begun, same := time.Now(), e.wantCode(test.code, say(resp, err))
 			for range 100 {
-				before := time.Now()
-				if _, again := e.read("token"); say(nil, again) != say(resp, err) || time.Since(before) > 0 {
-					t.Fatalf("before the next attempt, a reader got %v after %s, want %v", again, time.Since(before), err)
-				}
+				same(e.read("token"))
 			}
+			wantWithin(t, begun, 0)
 			e.wantRequests(1)
 			time.Sleep(2*time.Hour + time.Minute)
 			at := e.attempts(0)
@@ -109,9 +102,12 @@ func TestRule5Backoff(t *testing.T) {
 // come back after Autopay has, and how many requests were sent in vain.
 func TestOutages(t *testing.T) {
 	t.Parallel()
-	for _, fault := range []autopaysim.Fault{{Kind: "hang"}, {Kind: "refused"}, {Kind: "status", Status: 503}, {Kind: "status", Status: 403}, {Kind: "lost"}, {Kind: "html"}} {
+	for _, fault := range []autopaysim.Fault{
+		fault("hang"), fault("refused"), status(503), status(403), fault("lost"), fault("html"),
+	} {
 		for length, most := range map[time.Duration]time.Duration{
-			10 * time.Minute: 30 * time.Minute, 3 * time.Hour: 30 * time.Minute, 48 * time.Hour: 90 * time.Minute, 7 * 24 * time.Hour: 90 * time.Minute,
+			10 * time.Minute: 30 * time.Minute, 3 * time.Hour: 30 * time.Minute,
+			48 * time.Hour: 90 * time.Minute, 7 * 24 * time.Hour: 90 * time.Minute,
 		} {
 			name := fmt.Sprintf("%s %d for %s", fault.Kind, fault.Status, length)
 			runInBubble(t, name, func(t *testing.T) {
@@ -133,7 +129,7 @@ func TestOutages(t *testing.T) {
 					time.Sleep(time.Second)
 				}
 				back := time.Since(end)
-				t.Logf("%-28s %5d requests, %3d in the ledger at its end, token back after %s", name, spent, ledger, back)
+				t.Logf("%-28s %5d requests, %3d in the ledger, token back after %s", name, spent, ledger, back)
 				if back > most || ledger > 100 || e.sim.Banned("") {
 					t.Errorf("token back after %s, want at most %s; %d in the ledger", back, most, ledger)
 				}
@@ -160,27 +156,27 @@ func TestRule5OperatorsDoNotShortenTheWait(t *testing.T) {
 // that Autopay refuses, whose refusals cost nothing of the limit.
 func TestRotateBacksOff(t *testing.T) {
 	t.Parallel()
-	const second = time.Second
 	for name, test := range map[string]struct {
 		fault autopaysim.Fault
-		gaps  []time.Duration // between attempts; the last one is the shortest of all that follow
+		gaps  []time.Duration // seconds between attempts; the last one is the shortest of all that follow
 	}{
-		"refused":     {status(401), []time.Duration{5 * second, 10 * second, 20 * second, 40 * second, 80 * second, 160 * second, 300 * second}},
-		"Retry-After": {retryAfter(429, "1200"), []time.Duration{20 * time.Minute}},
+		"refused":     {status(401), []time.Duration{5, 10, 20, 40, 80, 160, 300}},
+		"Retry-After": {retryAfter(429, "1200"), []time.Duration{1200}},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t, "token_request_limit", 3)
 			time.Sleep(2 * time.Minute)
 			e.sim.SetFault(test.fault)
 			for range 3600 {
-				if _, err := e.write("rotate", nil); err == nil || !strings.Contains(err.Error(), "; the next attempt is at ") {
-					t.Fatalf("got %v, want the last error and when rotate may try again", err)
+				if text := say(e.write("rotate", nil)); !strings.Contains(text, "; the next attempt is at ") {
+					t.Fatalf("got %q, want the last error and when rotate may try again", text)
 				}
 				time.Sleep(time.Second)
 			}
 			at := e.attempts(1)
 			for i := 1; i < len(at); i++ {
-				if gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]; gap < want || i < len(test.gaps) && gap > want+time.Second {
+				gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]*time.Second
+				if gap < want || i < len(test.gaps) && gap > want+time.Second {
 					t.Errorf("attempt %d came %s after the one before, want %s", i, gap, want)
 				}
 			}
@@ -189,22 +185,6 @@ func TestRotateBacksOff(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestBackoffAfterTheSameToken: Autopay answers with the same token again, and then
-// not at all. The backoff counts, and not the time at which the same token was due.
-func TestBackoffAfterTheSameToken(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(fault("same_token"))
-		time.Sleep(18*time.Hour + time.Second) // the next attempt is at 21:00
-		e.sim.SetFault(retryAfter(503, "3600"))
-		time.Sleep(3 * time.Hour)
-		if got := e.status("status"); got["next_attempt"] != "2000-01-01T22:00:00Z" || got["next_rotation"] != "2000-01-01T22:00:00Z" {
-			t.Errorf("got %v, want the next attempt after an hour", got)
-		}
-		e.want("token", "ttl", int64(60))
-	})
 }
 
 // TestTheSameTokenUntilItExpires: readers are without a token from the margin on, and
