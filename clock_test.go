@@ -55,27 +55,6 @@ func TestTwoClocks(t *testing.T) {
 	}
 }
 
-func TestFormatTime(t *testing.T) {
-	t.Parallel()
-	for at, want := range map[time.Time]string{
-		start2000: "2000-01-01T00:00:00Z",
-		start2000.Add(1).In(time.FixedZone("", 7200)): "2000-01-01T00:00:01Z",
-	} {
-		if got := formatTime(at); got != want {
-			t.Errorf("%s is %s, want %s", at, got, want)
-		}
-	}
-}
-
-func TestClockReading(t *testing.T) {
-	t.Parallel()
-	wall := start2000.Add(1234567 * time.Millisecond)
-	a, b := clockReading(wall, time.Minute), clockReading(wall.Add(time.Hour), 3*time.Minute)
-	if !a.Round(0).Equal(wall) || b.Round(0).Sub(a.Round(0)) != time.Hour || b.Sub(a) != 2*time.Minute {
-		t.Errorf("%s and %s: time.Time does not have the layout that this test relies on", a, b)
-	}
-}
-
 // TestWrongClock sets the wall clock, and later right again. A reader comes every minute.
 // No dead token is served, and steps cost few requests.
 func TestWrongClock(t *testing.T) {
@@ -310,17 +289,5 @@ func TestClockIsSet(t *testing.T) {
 			e.configure("default")
 			test.then(e, clock)
 		})
-	}
-}
-
-// TestAScheduleSetByAClockAhead counts as soon as the clock is right.
-func TestAScheduleSetByAClockAhead(t *testing.T) {
-	t.Parallel()
-	config := &configEntry{
-		Generation: "g", TokenRequestLimit: 100, RotationSchedule: "0 3,15 * * *", ScheduleSince: start2000.Add(72 * time.Hour).Unix(),
-	}
-	entry := tokenEntry{Generation: "g", AccessToken: "token", LastVaultRotation: start2000, ExpireTime: start2000.Add(24 * time.Hour), clock: start2000}
-	if s := newSnapshot(config, entry, start2000.Add(time.Minute)); s.period != 15*time.Hour || s.periodReason != reasonSchedule {
-		t.Errorf("rotated after %s by %s, want 15 h by the schedule", s.period, s.periodReason)
 	}
 }
