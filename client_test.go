@@ -356,9 +356,7 @@ func TestTokenURLReach(t *testing.T) {
 			"unix:///run/docker.sock /oauth/token https:api-auth.autopay.io https://api-auth.autopay.io/\r\nHost:evil",
 	} {
 		for url := range strings.SplitSeq(urls, " ") {
-			if err := checkTokenURL(url); (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-				t.Errorf("%s: got %v, want %q", url, err, want)
-			}
+			wantError(t, url, checkTokenURL(url), want)
 		}
 	}
 }

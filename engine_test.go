@@ -226,6 +226,14 @@ func wantWithin(t *testing.T, then time.Time, most time.Duration) {
 	}
 }
 
+// wantError checks that an error says something; "": that there is none.
+func wantError(t *testing.T, what string, err error, says string) {
+	t.Helper()
+	if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+		t.Errorf("%q: got %v, want %q", what, err, says)
+	}
+}
+
 // wantCode returns a check of the HTTP status that a response or error becomes, and of
 // what it says.
 func (e *engine) wantCode(want int, says ...string) func(*logical.Response, error) {

@@ -12,11 +12,12 @@ import (
 
 func TestRespondError(t *testing.T) {
 	t.Parallel()
+	shown := start2000.Add(-1) // as 2000, rounded up
 	unverified := func(text string, kind exchangeKind) error {
-		return &unverifiedError{exchangeError: &exchangeError{text: text, kind: kind}, until: start2000}
+		return &unverifiedError{exchangeError: &exchangeError{text: text, kind: kind}, until: shown}
 	}
 	failed := func(kind failureKind, text string) error {
-		return &failedAttempt{Text: text, Kind: kind, NextAttempt: start2000}
+		return &failedAttempt{Text: text, Kind: kind, NextAttempt: shown}
 	}
 	const (
 		create    = "first write client_id and client_secret to config"

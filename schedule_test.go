@@ -11,20 +11,20 @@ import (
 func TestParseSchedule(t *testing.T) {
 	t.Parallel()
 	for says, texts := range map[string][]string{
-		"": {"0 3 * * *", "*/15 1-5 * JAN-MAR mon,thu", "CRON_TZ=Europe/Oslo 0 3,15 * * *", "CRON_TZ=UTC 0 3 * * *", "0 0 29 2 *"},
+		"": {"0 3 * * *", "*/15 1-5 * JAN-MAR mon,thu", "CRON_TZ=Europe/Oslo 0 3,15 * * *", "0 0 29 2 *"},
 		"must be a cron expression with five fields": {
-			"", "0 3 * *", "0 0 3 * * *", "60 3 * * *", "@daily", "@every 1h", "TZ=Europe/Oslo 0 3 * * *", "CRON_TZ=Europe/Oslo",
-			"CRON_TZ=Europe/Oslo TZ=UTC 0 3 * * *",
+			"", "0 3 * *", "0 0 3 * * *", "60 3 * * *", "@daily", "@every 1h",
+			"TZ=Europe/Oslo 0 3 * * *", "CRON_TZ=Europe/Oslo", "CRON_TZ=Europe/Oslo TZ=UTC 0 3 * * *",
 		},
 		"must name a known time zone": { // Local is whatever the server's is
-			"CRON_TZ= 0 3 * * *", "CRON_TZ=Local 0 3 * * *", "CRON_TZ=Europe/Atlantis 0 3 * * *", "CRON_TZ=../../etc/passwd 0 3 * * *",
+			"CRON_TZ= 0 3 * * *", "CRON_TZ=Local 0 3 * * *",
+			"CRON_TZ=Europe/Atlantis 0 3 * * *", "CRON_TZ=../../etc/passwd 0 3 * * *",
 		},
 		"never occurs": {"0 0 31 2 *", "CRON_TZ=Europe/Oslo 0 3 30 2 *"},
 	} {
 		for _, text := range texts {
-			if _, err := parseSchedule(text); (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
-				t.Errorf("%q: got %v, want %q", text, err, says)
-			}
+			_, err := parseSchedule(text)
+			wantError(t, text, err, says)
 		}
 	}
 }
@@ -32,7 +32,7 @@ func TestParseSchedule(t *testing.T) {
 func TestScheduledRotation(t *testing.T) {
 	t.Parallel()
 	const day, tenYears = 24 * time.Hour, maxLifetime * time.Second
-	const afternoon = "2026-01-05T16:00:00Z" // a Monday
+	const afternoon, summer = "2026-01-05T16:00:00Z", "2026-07-05T16:00:00Z"
 	for name, test := range map[string]struct {
 		schedule, obtained string
 		lifetime           time.Duration
@@ -50,7 +50,7 @@ func TestScheduledRotation(t *testing.T) {
 		"a lifetime of seconds":            {"* * * * *", "2026-01-05T16:00:50Z", 20 * time.Second, "2026-01-05T16:01:00Z"},
 		"a lifetime below the shortest":    {"* * * * *", "2026-01-05T16:00:55Z", 5 * time.Second, ""},
 		"in winter time":                   {"CRON_TZ=Europe/Oslo 0 3 * * *", afternoon, day, "2026-01-06T02:00:00Z"},
-		"in summer time":                   {"CRON_TZ=Europe/Oslo 0 3 * * *", "2026-07-05T16:00:00Z", day, "2026-07-06T01:00:00Z"},
+		"in summer time":                   {"CRON_TZ=Europe/Oslo 0 3 * * *", summer, day, "2026-07-06T01:00:00Z"},
 		"the first of the month, far away": {"0 0 1 * *", "2026-01-05T20:00:00Z", day, ""},
 	} {
 		schedule, err := parseSchedule(test.schedule)
