@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -40,6 +42,13 @@ func TestLifecycle(t *testing.T) {
 			writes := e.storage.writes.Load()
 			e.tick()
 			time.Sleep(48 * time.Hour)
+			for _, err := range []error{
+				e.environment.put(e.life, "config/default", newConfigEntry()), e.remove(e.life, "token/default"),
+			} {
+				if !errors.Is(err, context.Canceled) {
+					e.t.Errorf("got %v", err)
+				}
+			}
 			if got := e.storage.writes.Load(); got != writes {
 				e.t.Errorf("%d writes after clean", got-writes)
 			}

@@ -351,7 +351,7 @@ func TestExchangeWithoutAConnection(t *testing.T) {
 		"http where TLS is due": {"", strings.Replace(plain, "http:", "https:", 1), "it does not speak TLS", unreachable},
 
 		"proxy: 407":            {answering(auth), "", proxy + "answered 407 Proxy Authentication Required", unreachable},
-		"proxy: 403":            {answering("HTTP/1.1 403 x\r\n\r\ncanary"), "", proxy + "answered 403 Forbidden", unreachable},
+		"proxy: 403":            {answering("HTTP/1.1 403 x\r\n\r\n"), "", proxy + "answered 403 Forbidden", unreachable},
 		"proxy: 502":            {answering("HTTP/1.1 502 x\r\n\r\ncanary"), "", proxy + "answered 502 Bad Gateway", outage},
 		"proxy: 204":            {answering("HTTP/1.1 204 x\r\n\r\n"), "", proxy + "answered 204 No Content", unreachable},
 		"proxy: nobody listens": {nobody(), "", proxy + "can't be reached: connection refused", outage},

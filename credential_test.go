@@ -100,6 +100,19 @@ func TestCredential(t *testing.T) {
 				e.t.Error("a token is served within its margin")
 			}
 		},
+		// A write that comes meanwhile is not made from what is in memory.
+		"another node changes the secret, which this one can't read": func(e *engine) {
+			e.edit("config/default", testSecret, "newer-secret")
+			e.storage.failOn("get", "", noQuorum)
+			e.token("token")
+			e.wantCode(http.StatusInternalServerError)(e.write("config", fields{"rotation_period": 600}))
+			e.storage.heal()
+			e.ok(e.write("config", fields{"rotation_period": 600}))
+			stored := e.stored("config/default")
+			if !strings.Contains(stored, "newer-secret") || !strings.Contains(stored, `"rotation_period":600`) {
+				e.t.Error("the secret that another node has written is lost")
+			}
+		},
 		"a rotate and a read wait behind a delete": func(e *engine) {
 			e.sim.SetClient("second", testSecret)
 			e.configure("default", "client_id", "second", "verify", false) // so that a read has to wait

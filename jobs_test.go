@@ -137,28 +137,6 @@ func TestLedgerOutlivesFailedCreations(t *testing.T) {
 	})
 }
 
-// TestStorageErrorsAreCleaned: what storage says is shown to readers and stored with the
-// failure, so it must be fit for both.
-func TestStorageErrorsAreCleaned(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.storage.failOn("put", "token/", errors.New("disk full:\n\x1b[31m"+strings.Repeat("x", 5000)))
-		resp, err := e.read("token")
-		e.wantCode(http.StatusInternalServerError)(resp, err)
-		if text := say(resp, err); strings.ContainsFunc(text, notPrintable) || len(text) > 500 {
-			t.Errorf("not fit to show: %.200q", text)
-		}
-		e.storage.heal()
-		e.sim.SetFault(retryAfter(503, "3600"))
-		time.Sleep(time.Minute)
-		e.restart()
-		_, _ = e.read("status")
-		if strings.Contains(e.logs.String(), "damaged") {
-			t.Error("the entry that the engine wrote is damaged")
-		}
-	})
-}
-
 // TestDelete leaves nothing, not even the ledger of a creation that failed, also after
 // a restart. A delete that failed can be repeated.
 func TestDelete(t *testing.T) {
@@ -201,36 +179,5 @@ func TestDelete(t *testing.T) {
 			e.configure("default")
 			e.want("status", "token_requests_24h", 1)
 		})
-	}
-}
-
-// TestJobsNeedCurrentSettings: storage has failed once, so readers are served from
-// memory for a while. A write that comes meanwhile is not made from what is in memory.
-func TestJobsNeedCurrentSettings(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.edit("config/default", testSecret, "newer-secret")
-		e.storage.failOn("get", "", errors.New("disk"))
-		e.token("token")
-		e.wantCode(http.StatusInternalServerError)(e.write("config", fields{"rotation_period": 600}))
-		e.storage.heal()
-		e.ok(e.write("config", fields{"rotation_period": 600}))
-		stored := e.stored("config/default")
-		if !strings.Contains(stored, "newer-secret") || !strings.Contains(stored, `"rotation_period":600`) {
-			t.Error("the secret that another node has written is lost")
-		}
-	})
-}
-
-// TestARefusedWriteKeepsTheTokenOfADamagedConfig, which may be restored.
-func TestARefusedWriteKeepsTheTokenOfADamagedConfig(t *testing.T) {
-	t.Parallel()
-	e := configured(t)
-	token := e.stored("token/default")
-	e.put("config/default", "x")
-	e.InvalidateKey(t.Context(), "config/default")
-	e.wantCode(http.StatusBadRequest)(e.write("config", fields{"client_id": testID, "client_secret": "wrong"}))
-	if got := e.stored("token/default"); got != token {
-		t.Errorf("stored is now %s", got)
 	}
 }

@@ -174,20 +174,25 @@ func TestConfigDamagedInStorage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			e := newEngine(t, autopaysim.Options{})
-			e.put("config/x", stored)
-			// Refused writes over it do not hide the damage.
-			e.wantCode(http.StatusBadRequest)(e.write("config/x", fields{"request_timeout": 10}))
-			e.wantCode(http.StatusBadRequest)(e.write("config/x", fields{"client_id": testID, "client_secret": "wrong"}))
+			e := configured(t)
+			token := e.stored("token/default")
+			e.put("config/default", stored)
+			e.InvalidateKey(t.Context(), "config/default")
+			// Refused writes over it do not hide the damage, and keep the token: the config may be restored.
+			e.wantCode(http.StatusBadRequest)(e.write("config", fields{"request_timeout": 10}))
+			e.wantCode(http.StatusBadRequest)(e.write("config", fields{"client_id": testID, "client_secret": "wrong"}))
+			if got := e.stored("token/default"); got != token {
+				t.Errorf("stored is now %s", got)
+			}
 			damaged := e.wantCode(500, "write it again with client_id and client_secret, or delete it")
-			for _, path := range []string{"config/x", "token/x", "status/x"} {
+			for _, path := range []string{"config", "token", "status"} {
 				damaged(e.read(path))
 			}
 			e.wantMetrics("damaged", map[string]float64{
-				"credential_state x failing": 1, "token_reads_total x error": 1, "token_request_limit x": absent,
+				"credential_state default failing": 1, "token_reads_total default error": 1, "token_request_limit default": absent,
 			})
-			e.configure("x")
-			e.token("token/x")
+			e.configure("default")
+			e.token("token")
 			e.put("config/y", stored)
 			e.wantCode(http.StatusNotFound)(e.delete("config/y")) // of the SDK's nil; a 204 in Vault
 			if e.stored("config/y") != "" {

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -18,25 +16,6 @@ import (
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
-
-func TestNothingIsWrittenAfterStop(t *testing.T) {
-	t.Parallel()
-	e := configured(t)
-	writes := e.storage.writes.Load()
-	e.stop()
-	for what, err := range map[string]error{
-		"config": e.environment.put(e.life, configPrefix+"default", newConfigEntry()),
-		"token":  e.environment.put(e.life, tokenPrefix+"default", tokenEntry{}),
-		"delete": e.remove(e.life, "token/default"),
-	} {
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	if got := e.storage.writes.Load(); got != writes {
-		t.Errorf("%d writes", got-writes)
-	}
-}
 
 // TestStoredByV010 loads what v0.1.0 stored, and what a later version may add: the
 // same tokens go on, without a request.
