@@ -88,7 +88,8 @@ func TestLifecycle(t *testing.T) {
 	})
 }
 
-// TestStorageIsSealWrapped checks what the engine tells Vault about its two prefixes.
+// TestStorageIsSealWrapped checks what the engine tells Vault about its two prefixes, and
+// about the fields that hold secrets.
 func TestStorageIsSealWrapped(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
@@ -101,6 +102,10 @@ func TestStorageIsSealWrapped(t *testing.T) {
 	special.SealWrapStorage = nil
 	if want := (logical.Paths{LocalStorage: []string{"token/"}}); !reflect.DeepEqual(*special, want) {
 		t.Errorf("special paths are %+v, want %+v", *special, want)
+	}
+	secret, token := e.Route("config").Fields[fieldClientSecret], tokenFields()["access_token"]
+	if !secret.DisplayAttrs.Sensitive || !token.DisplayAttrs.Sensitive {
+		t.Error("secrets are not marked as sensitive")
 	}
 }
 

@@ -111,21 +111,9 @@ func TestConfigNames(t *testing.T) {
 		e.configure(name)
 		e.token("token/" + name)
 	}
-	for _, page := range []struct {
-		query fields // as OpenBao's clients send it
-		want  []string
-	}{
-		{nil, all},
-		{fields{"limit": 2}, all[:2]},
-		{fields{"after": "a"}, all[2:]},
-		{fields{"after": "a", "limit": 1}, all[2:3]},
-		{fields{"after": "b", "limit": 9}, all[2:]},
-		{fields{"limit": 0}, all},
-	} {
-		got := e.ok(e.do(t.Context(), logical.ListOperation, "config/", page.query)).Data["keys"].([]string)
-		if !slices.Equal(got, page.want) {
-			t.Errorf("list %v: %v, want %v", page.query, got, page.want)
-		}
+	list := e.ok(e.do(t.Context(), logical.ListOperation, "config/", nil))
+	if got := list.Data["keys"].([]string); !slices.Equal(got, all) {
+		t.Errorf("listed are %v, want %v", got, all)
 	}
 }
 

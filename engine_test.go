@@ -549,33 +549,24 @@ func (v *spyView) Tainted() bool {
 	return v.tainted.Load()
 }
 
-// spyEvents is an event system that keeps what it receives, and may fail or hang.
+// spyEvents is an event system that keeps what it receives.
 type spyEvents struct {
-	mu   sync.Mutex // guards sent
-	sent []string   // type, name, data_path and modified of each event
-	all  string     // everything that events held
-	err  error
-	hang bool
-
-	hanging atomic.Int64 // events that are being sent
+	mu     sync.Mutex                  // guards sent and all
+	sent   []string                    // type, name, data_path and modified of each event
+	all    string                      // everything that events held
+	answer func(context.Context) error // to each event
 }
 
 func (s *spyEvents) SendEvent(ctx context.Context, kind logical.EventType, event *logical.EventData) error {
-	if s.hang {
-		s.hanging.Add(1)
-		defer s.hanging.Add(-1)
-		<-ctx.Done()
-		return ctx.Err()
-	}
 	words := []string{string(kind)}
 	for _, key := range []string{"name", logical.EventMetadataDataPath, logical.EventMetadataModified} {
 		words = append(words, event.Metadata.Fields[key].GetStringValue())
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.sent = append(s.sent, strings.Join(words, " "))
 	s.all += event.String()
-	return s.err
+	s.mu.Unlock()
+	return s.answer(ctx)
 }
 
 // take returns the events since the last call.

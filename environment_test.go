@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,12 +40,11 @@ func TestJobs(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	t.Parallel()
-	for name, events := range map[string]*spyEvents{
-		"taken": {}, "refused by the host": {err: errors.New("unknown service Events")},
-	} {
+	for name, answer := range map[string]error{"taken": nil, "refused by the host": errors.New("unknown service Events")} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.sim.SetClient("other", testSecret)
+			events := &spyEvents{answer: func(context.Context) error { return answer }}
 			e.events = events
 			e.restart()
 			expect := func(when string, want ...string) {
@@ -88,7 +88,7 @@ func TestEvents(t *testing.T) {
 				}
 			}
 			logs := e.logs.String()
-			if strings.Contains(logs, "unknown service") != (events.err != nil) || strings.Contains(logs, "[ERROR] an event") {
+			if strings.Contains(logs, "unknown service") != (answer != nil) || strings.Contains(logs, "[ERROR] an event") {
 				t.Errorf("logs:\n%s", logs)
 			}
 		})
@@ -99,8 +99,13 @@ func TestEvents(t *testing.T) {
 func TestEventsHoldUpNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
-		events := &spyEvents{hang: true}
-		e.events = events
+		var hanging atomic.Int64
+		e.events = &spyEvents{answer: func(ctx context.Context) error {
+			hanging.Add(1)
+			defer hanging.Add(-1)
+			<-ctx.Done()
+			return ctx.Err()
+		}}
 		e.restart()
 		begun := time.Now()
 		e.configure("default")
@@ -110,7 +115,7 @@ func TestEventsHoldUpNothing(t *testing.T) {
 		synctest.Wait()
 		e.wantRequests(2)
 		time.Sleep(11 * time.Second)
-		if n := events.hanging.Load(); n > 0 {
+		if n := hanging.Load(); n > 0 {
 			t.Errorf("%d events are still being sent", n)
 		}
 		begun = time.Now()

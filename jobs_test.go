@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -123,18 +122,6 @@ func TestFailedWritesMayHaveBeenDone(t *testing.T) {
 			}
 		})
 	}
-}
-
-func TestLedgerOutlivesFailedCreations(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.sim.SetFault(fault("hang"))
-		for i := range 10 {
-			create := fields{"client_id": testID, "client_secret": fmt.Sprint("s", i), "token_request_limit": 3}
-			e.wantCode(http.StatusServiceUnavailable)(e.write("config", create))
-		}
-		e.wantRequests(3)
-	})
 }
 
 // TestDelete leaves nothing, not even the ledger of a creation that failed, also after

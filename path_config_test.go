@@ -91,6 +91,7 @@ func TestConfigListShowsHealth(t *testing.T) {
 			"all":      {nil, 1003, fields{"default": ok, "damaged": failing, "pending-0999": pending}},
 			"limit":    {fields{"limit": 3}, 3, fields{"default": ok, "damaged": failing, "pending-0000": pending}},
 			"after":    {fields{"after": "pending-0998"}, 2, fields{"pending-0999": pending}},
+			"both":     {fields{"after": "pending-0997", "limit": 1}, 1, fields{"pending-0998": pending}},
 			"unloaded": {fields{"after": "pending-0999"}, 1, fields{}},
 		} {
 			reads := e.storage.reads.Load()
@@ -232,15 +233,5 @@ func TestConfigCACert(t *testing.T) {
 	e.ok(e.write("config", create))
 	if n := sim.Issued(testID); n != 1 {
 		t.Errorf("%d tokens issued, want 1", n)
-	}
-}
-
-// TestSecretsAreMarkedSensitive, so that Vault's UI and its OpenAPI document know.
-func TestSecretsAreMarkedSensitive(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t, autopaysim.Options{})
-	secret, token := e.Route("config").Fields[fieldClientSecret], tokenFields()["access_token"]
-	if !secret.DisplayAttrs.Sensitive || !token.DisplayAttrs.Sensitive {
-		t.Error("not marked")
 	}
 }

@@ -1,12 +1,18 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
@@ -167,5 +173,231 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 		e.restart()
 		e.want("token", "access_token", token)
 		e.wantRequests(1)
+	})
+}
+
+// TestRule10NodesThatMayNotWriteNeverAsk sends every request to each kind of node. What
+// a node may not do is read-only, bare, so that Vault passes it on to the active node.
+func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
+	t.Parallel()
+	const (
+		standby   = consts.ReplicationPerformanceStandby
+		secondary = consts.ReplicationPerformanceSecondary
+		dr        = consts.ReplicationDRSecondary
+
+		everyKey, noKey = "", "none" // prefixes in storage
+	)
+	memory := []string{"read status/live", "read status/none", "read config/live", "read token/live"}
+	lists := []string{"read metrics", "list config/"}
+	obtain := []string{"read token/none", "update rotate/live", "update rotate/none", "update rotate/young"}
+	change := []string{"update config/live", "update config/new", "delete config/none"}
+	onDR := []string{"read metrics", "list config/", "update rotate/young"}
+	for name, test := range map[string]struct {
+		state    consts.ReplicationState
+		readOnly string     // prefix of the keys that storage refuses to write
+		does     [][]string // the rest is passed on
+		asks     bool       // once a refresh is due
+	}{
+		"active node":                        {0, noKey, [][]string{memory, lists, obtain, change}, true},
+		"performance standby":                {standby, everyKey, [][]string{memory}, false},
+		"performance secondary":              {secondary, configPrefix, [][]string{memory, lists, obtain}, true},
+		"standby of a performance secondary": {secondary | standby, everyKey, [][]string{memory}, false},
+		"DR secondary":                       {dr, everyKey, [][]string{memory, onDR}, false},
+		// It is not only storage that keeps such a node from asking.
+		"standby that could write":      {standby, noKey, [][]string{memory}, false},
+		"DR secondary that could write": {dr, noKey, [][]string{memory, onDR}, false},
+	} {
+		runInBubble(t, name, func(t *testing.T) {
+			e := newEngine(t, autopaysim.Options{Clients: map[string]string{testID: testSecret, "another": testSecret}})
+			e.configure("live")
+			e.configure("none", "verify", false)
+			time.Sleep(time.Hour)
+			e.configure("young")
+			e.clean(t.Context())
+			e.view.state.Store(uint32(test.state))
+			e.storage.readOnly(test.readOnly)
+			e.start()
+			writes := e.storage.writes.Load()
+			requests := slices.Concat(memory, lists, obtain, change)
+			if test.readOnly == noKey && !test.asks {
+				requests = requests[:len(requests)-1] // storage alone keeps such a node from deleting
+			}
+			for _, request := range requests {
+				op, path, _ := strings.Cut(request, " ")
+				var data fields
+				if op == "update" && strings.HasPrefix(path, "config") {
+					data = fields{"client_id": "another", "client_secret": testSecret}
+				}
+				asked := e.sim.Requests("")
+				resp, err := e.do(t.Context(), logical.Operation(op), path, data)
+				if slices.Contains(slices.Concat(test.does...), request) {
+					e.ok(resp, err)
+				} else if n := e.sim.Requests("") - asked; err != logical.ErrReadOnly || n > 0 { //nolint:errorlint // bare
+					t.Errorf("%s: %q, %d requests; want read-only", request, say(resp, err), n)
+				}
+			}
+			asked := e.sim.Requests("")
+			time.Sleep(18*time.Hour + time.Second) // the timer, the tick and a read may ask now
+			e.tick()
+			_, _ = e.read("token/live")
+			_ = e.credential("live").refresh().wait(t.Context())
+			if asks := e.sim.Requests("") > asked; asks != test.asks {
+				t.Errorf("when a refresh is due: asked %v, want %v", asks, test.asks)
+			}
+			if n := e.storage.writes.Load() - writes; test.readOnly == noKey && !test.asks && n > 0 {
+				t.Errorf("%d writes", n)
+			}
+		})
+	}
+}
+
+func TestRule10InvalidateReadsStorageAgain(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.token("token")
+		standby := e.peer(consts.ReplicationPerformanceStandby)
+		standby.token("token")
+		time.Sleep(18*time.Hour + time.Second) // the active node replaces the token
+		want := e.token("token")["access_token"]
+		if standby.token("token")["access_token"] == want {
+			t.Fatal("the standby has another token before it was told")
+		}
+		standby.InvalidateKey(t.Context(), tokenPrefix+"default")
+		standby.want("token", "access_token", want)
+		e.wantRequests(2)
+
+		// The active node deletes the credential, configures it and deletes it again.
+		for _, known := range []bool{false, true, false} {
+			if known {
+				e.configure("default")
+			} else if _, err := e.delete("config"); err != nil {
+				t.Fatal(err)
+			}
+			for _, key := range []string{configPrefix, tokenPrefix} {
+				standby.InvalidateKey(t.Context(), key+"default")
+			}
+			if resp, err := standby.read("token"); err != nil || resp.IsError() == known {
+				t.Errorf("configured: %v, the standby says %v %v", known, resp, err)
+			}
+		}
+	})
+}
+
+// TestRule10ASecondaryLearnsOfChanges: the primary configures a new name, and changes
+// the settings of a known one. The tick obtains the tokens that they need.
+func TestRule10ASecondaryLearnsOfChanges(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t)
+		e.sim.SetClient("second", testSecret)
+		secondary := e.peer(consts.ReplicationPerformanceSecondary)
+		synctest.Wait() // loading is over
+		e.configure("oslo", "client_id", "second", "verify", false)
+		e.configure("default", "client_id", "second", "verify", false)
+		e.clean(t.Context())
+		for _, name := range []string{"oslo", "default"} {
+			secondary.InvalidateKey(t.Context(), "config/"+name)
+		}
+		for range 10 {
+			secondary.minute()
+		}
+		e.wantRequests(3)
+	})
+}
+
+// TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore: a node becomes a standby while
+// its request is under way. What it could not store must not hide what the new
+// active node stores.
+func TestANodeThatTurnsStandbyForgetsWhatItCouldNotStore(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		active := configured(t)
+		node := active.peer(0)
+		synctest.Wait() // loading is over
+		time.Sleep(2 * time.Minute)
+		active.sim.SetFault(once(delay(5 * time.Second)))
+		var wg sync.WaitGroup
+		wg.Go(func() { _, _ = node.write("rotate", nil) })
+		time.Sleep(time.Second)
+		node.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		active.storage.readOnly("")
+		wg.Wait()
+		active.storage.heal()
+		if a, b := active.token("token"), node.token("token"); a["access_token"] != b["access_token"] {
+			t.Error("a token is served that storage did not take")
+		}
+		time.Sleep(2 * time.Minute)
+		active.InvalidateKey(t.Context(), "token/default")
+		if _, err := active.write("rotate", nil); err != nil {
+			t.Fatal(err)
+		}
+		node.InvalidateKey(t.Context(), "token/default")
+		if a, b := active.token("token"), node.token("token"); a["access_token"] != b["access_token"] {
+			t.Error("the standby serves a token that is not in storage", a["last_vault_rotation"], b["last_vault_rotation"])
+		}
+		node.view.state.Store(0)
+		node.tick()
+		synctest.Wait()
+		active.InvalidateKey(t.Context(), "token/default")
+		active.want("status", "token_requests_24h", active.sim.Requests(""))
+	})
+}
+
+// TestRule10UnsavedEntryIsNotStored: a node that could not store its token may not
+// write any more.
+func TestRule10UnsavedEntryIsNotStored(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.storage.failPuts(func(n int64) bool { return n > 1 }) // after the ledger
+		e.token("token")
+		e.storage.heal()
+		e.view.state.Store(uint32(consts.ReplicationPerformanceStandby))
+		writes := e.storage.writes.Load()
+		if err := e.credential("default").refresh().wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if got := e.storage.writes.Load(); got != writes {
+			t.Errorf("%d writes", got-writes)
+		}
+	})
+}
+
+// TestANameConfiguredDuringALoad: on a performance secondary, the primary
+// configures a name while the names are being listed. The next periodic call
+// finds it, without a reader.
+func TestANameConfiguredDuringALoad(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := newEngine(t, autopaysim.Options{})
+		e.configure("first", "verify", false)
+		e.view.state.Store(uint32(consts.ReplicationPerformanceSecondary))
+		e.storage.set(func(_ context.Context, op, _ string, do func() error) error {
+			if op == "list" {
+				defer time.Sleep(time.Second) // and answers with what it saw before
+			}
+			return do()
+		})
+		e.restart()
+		time.Sleep(time.Millisecond) // the load is under way
+		first, _ := e.storage.Get(t.Context(), "config/first")
+		if err := e.storage.Put(t.Context(), &logical.StorageEntry{Key: "config/second", Value: first.Value}); err != nil {
+			t.Fatal(err)
+		}
+		e.InvalidateKey(t.Context(), "config/second")
+		for range 3 {
+			e.minute()
+		}
+		e.wantRequests(2)
+	})
+}
+
+// TestRule10AStandbyPassesOnWhatItCannotAnswer: the stored failure is the active
+// node's, which may have a token by now.
+func TestRule10AStandbyPassesOnWhatItCannotAnswer(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		e := configured(t, "verify", false)
+		e.sim.SetFault(retryAfter(503, "3600"))
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		standby := e.peer(consts.ReplicationPerformanceStandby)
+		if _, err := standby.read("token"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
+			t.Errorf("got %v, want read-only", err)
+		}
 	})
 }
