@@ -193,10 +193,7 @@ func FuzzConfigFields(f *testing.F) {
 		} else if e.stored("config/default") == before && (err != nil || resp.Data["access_token"] != token) {
 			t.Errorf("the config is the same, the token is not: %v", err)
 		}
-		bare := &logical.Request{Operation: logical.ReadOperation, Path: "config", Storage: e.storage}
-		if resp, err := e.HandleRequest(t.Context(), bare); code(resp, err) != http.StatusOK {
-			t.Errorf("afterwards the config is a %d %q", code(resp, err), say(resp, err))
-		}
+		e.status("config")
 		if strings.Contains(e.logs.String(), testSecret) {
 			t.Error("the log shows the secret")
 		}

@@ -185,7 +185,7 @@ func TestWritesReturnTheirIndex(t *testing.T) {
 		for _, write := range []struct {
 			op   logical.Operation
 			path string
-			data map[string]any
+			data fields
 		}{
 			{logical.UpdateOperation, "config", withSecret()},
 			{logical.UpdateOperation, "config", fields{"rotation_period": 3600}},

@@ -17,7 +17,7 @@ func TestStatus(t *testing.T) {
 			"last_error": "", "last_error_time": nil, "consecutive_failures": 0, "next_attempt": nil,
 			"token_requests_24h": 0, "token_request_limit": 2, "plugin_version": version,
 		}
-		check := func(change map[string]any) {
+		check := func(change fields) {
 			t.Helper()
 			maps.Copy(want, change)
 			if got := e.status("status"); !maps.Equal(got, want) {
