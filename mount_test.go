@@ -29,23 +29,20 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 		"config/deleted": {logical.DeleteOperation, http.StatusNotFound}, // of the SDK's nil; a 204 in Vault
 		"config/new":     {logical.UpdateOperation, http.StatusBadRequest},
 	} {
-		t.Run(path, func(t *testing.T) {
-			t.Parallel()
-			e := configured(t)
-			e.token("token")
-			reads, writes := e.storage.reads.Load(), e.storage.writes.Load()
-			for i := range 1000 {
-				name := fmt.Sprintf("%s%d", strings.Repeat("x", 100), i)
-				e.InvalidateKey(t.Context(), path+name)
-				e.wantCode(test.code)(e.do(t.Context(), test.op, path+name, nil))
-			}
-			held := 0
-			e.credentials.Range(func(any, any) bool { held++; return true })
-			if r, w := e.storage.reads.Load()-reads, e.storage.writes.Load()-writes; held != 1 || r > 4000 || w != 0 {
-				t.Errorf("%d credentials in memory, want 1; %d reads and %d writes for 1000 requests", held, r, w)
-			}
-			e.wantRequests(1)
-		})
+		e := configured(t)
+		e.token("token")
+		reads, writes := e.storage.reads.Load(), e.storage.writes.Load()
+		for i := range 1000 {
+			name := fmt.Sprintf("%s%d", strings.Repeat("x", 100), i)
+			e.InvalidateKey(t.Context(), path+name)
+			e.wantCode(test.code)(e.do(t.Context(), test.op, path+name, nil))
+		}
+		held := 0
+		e.credentials.Range(func(any, any) bool { held++; return true })
+		if r, w := e.storage.reads.Load()-reads, e.storage.writes.Load()-writes; held != 1 || r > 4000 || w != 0 {
+			t.Errorf("%s: %d credentials in memory, want 1; %d reads, %d writes for 1000 requests", path, held, r, w)
+		}
+		e.wantRequests(1)
 	}
 }
 

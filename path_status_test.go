@@ -53,7 +53,7 @@ func TestStatus(t *testing.T) {
 	})
 }
 
-func TestNextAttempt(t *testing.T) {
+func TestStatusLater(t *testing.T) {
 	scenes(t, map[string]func(e *engine){
 		"the wait after a failure ends before the limit allows another request": func(e *engine) {
 			e.configure("default", "token_request_limit", 2)
@@ -62,6 +62,14 @@ func TestNextAttempt(t *testing.T) {
 			e.configure("default", "request_timeout", 20) // an hour's wait at most
 			const next = "2000-01-02T00:00:00Z"
 			e.want("status", "next_attempt", next, "next_rotation", next, "consecutive_failures", 1)
+		},
+		"requests of a day ago are not counted, also if none was sent since": func(e *engine) {
+			e.sim.SetLifetime(10 * 24 * time.Hour)
+			time.Sleep(2 * time.Minute)
+			e.ok(e.write("rotate", nil))
+			time.Sleep(25 * time.Hour)
+			e.want("status", "token_requests_24h", 0)
+			e.wantMetrics("a day later", map[string]float64{"token_requests_24h default": 0})
 		},
 		// The backoff counts, and not the time at which the same token was due.
 		"Autopay returns the same token, and then does not answer": func(e *engine) {
@@ -73,17 +81,5 @@ func TestNextAttempt(t *testing.T) {
 			e.want("status", "next_attempt", next, "next_rotation", next)
 			e.want("token", "ttl", int64(60))
 		},
-	})
-}
-
-// TestRequestsOfADayAgoAreNotCounted: status and metrics count the last 24 hours, also
-// if no request was sent since.
-func TestRequestsOfADayAgoAreNotCounted(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{Lifetime: 10 * 24 * time.Hour})
-		e.configure("default")
-		time.Sleep(25 * time.Hour)
-		e.want("status", "token_requests_24h", 0)
-		e.wantMetrics("a day later", map[string]float64{"token_requests_24h default": 0})
 	})
 }

@@ -13,7 +13,7 @@ import (
 func TestDecodeToken(t *testing.T) {
 	t.Parallel()
 	type change = func(e *tokenEntry)
-	begun := start2000.Add(-time.Hour)
+	begun := start2000.Add(-time.Hour) // now is start2000
 	far := time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 	zone := time.FixedZone("", 7200)
 	long := strings.Repeat("x", maxTokenSize+1)
@@ -78,7 +78,14 @@ func TestDecodeToken(t *testing.T) {
 		"damaged: failure with a long story":    {text(strings.Repeat("x", maxFieldSize+1))},
 		"damaged: Retry-After of two hours":     {failed(func(f *failedAttempt) { f.RetryAfter = 7200 })},
 	} {
-		entry := storedToken()
+		entry := tokenEntry{
+			Generation: "g", AccessToken: "token", Scope: "scope",
+			LastVaultRotation: begun, ExpireTime: begun.Add(24 * time.Hour), Requests: []int64{begun.Unix()},
+			Failure: &failedAttempt{
+				Text: "Autopay answered 503", Kind: unavailable, Count: 1,
+				Time: start2000.Add(-time.Minute), NextAttempt: start2000.Add(-time.Minute + time.Second),
+			},
+		}
 		for _, change := range changes {
 			change(&entry)
 		}
@@ -113,19 +120,6 @@ func TestDecodeDamagedJSON(t *testing.T) {
 		if whole != (stored == "null") || len(got.Requests) != requests || got.Generation != "" {
 			t.Errorf("%s: %+v, whole %v", stored, got, whole)
 		}
-	}
-}
-
-// storedToken is an entry as the engine could have stored it an hour before 2000.
-func storedToken() tokenEntry {
-	begun := start2000.Add(-time.Hour)
-	return tokenEntry{
-		Generation: "g", AccessToken: "token", Scope: "scope",
-		LastVaultRotation: begun, ExpireTime: begun.Add(24 * time.Hour), Requests: []int64{begun.Unix()},
-		Failure: &failedAttempt{
-			Text: "Autopay answered 503", Kind: unavailable, Count: 1,
-			Time: start2000.Add(-time.Minute), NextAttempt: start2000.Add(-time.Minute + time.Second),
-		},
 	}
 }
 
