@@ -26,7 +26,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-
 	"sync/atomic"
 	"testing"
 	"testing/synctest"

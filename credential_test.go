@@ -47,7 +47,7 @@ func TestCredential(t *testing.T) {
 			}
 		},
 		"a reader's deadline is not a failure of storage": func(e *engine) {
-			e.edit("config/default", `"request_timeout":10`, `"request_timeout":11`)
+			e.edit(`"request_timeout":10`, `"request_timeout":11`)
 			e.storage.slow("get", 10*time.Millisecond)
 			ctx, cancel := context.WithTimeout(e.t.Context(), time.Millisecond)
 			defer cancel()
@@ -81,7 +81,7 @@ func TestCredential(t *testing.T) {
 		"another node changes the settings during a refresh": func(e *engine) {
 			e.sim.SetFault(once(delay(5 * time.Second)))
 			time.Sleep(18*time.Hour + time.Second) // the refresh is under way
-			e.edit("config/default", `"request_timeout":10`, `"request_timeout":20`)
+			e.edit(`"request_timeout":10`, `"request_timeout":20`)
 			time.Sleep(10 * time.Second)
 			e.wantRequests(2)
 			e.want("config", "request_timeout", int64(20))
@@ -102,7 +102,7 @@ func TestCredential(t *testing.T) {
 		},
 		// A write that comes meanwhile is not made from what is in memory.
 		"another node changes the secret, which this one can't read": func(e *engine) {
-			e.edit("config/default", testSecret, "newer-secret")
+			e.edit(testSecret, "newer-secret")
 			e.storage.failOn("get", "", noQuorum)
 			e.token("token")
 			e.wantCode(http.StatusInternalServerError)(e.write("config", fields{"rotation_period": 600}))

@@ -309,11 +309,11 @@ func (e *engine) tick() {
 	e.ok(e.HandleRequest(e.t.Context(), tick))
 }
 
-// edit changes what storage holds at a key, as another node does.
-func (e *engine) edit(key, old, now string) {
+// edit changes the stored config of the default credential, as another node does.
+func (e *engine) edit(old, now string) {
 	e.t.Helper()
-	e.put(key, strings.Replace(e.stored(key), old, now, 1))
-	e.InvalidateKey(e.t.Context(), key)
+	e.put("config/default", strings.Replace(e.stored("config/default"), old, now, 1))
+	e.InvalidateKey(e.t.Context(), "config/default")
 }
 
 // minute lets a minute pass, with Vault's periodic call at its end.

@@ -99,7 +99,7 @@ func TestReadersOfAChangingNode(t *testing.T) {
 			c.lock <- struct{}{} // a job of another request
 			go func() {
 				time.Sleep(time.Second)
-				e.edit("config/default", "{", "x")
+				e.edit("{", "x")
 				<-c.lock
 			}()
 			e.wantCode(500, "is damaged")(e.read("token"))

@@ -394,10 +394,10 @@ func TestRotateBacksOff(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		fault autopaysim.Fault
-		gaps  []time.Duration // seconds between attempts; the last one is the shortest of all that follow
+		gaps  []int // seconds between attempts; the last one is the shortest of all that follow
 	}{
-		"refused":     {status(401), []time.Duration{5, 10, 20, 40, 80, 160, 300}},
-		"Retry-After": {retryAfter(429, "1200"), []time.Duration{1200}},
+		"refused":     {status(401), []int{5, 10, 20, 40, 80, 160, 300}},
+		"Retry-After": {retryAfter(429, "1200"), []int{1200}},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t, "token_request_limit", 3)
@@ -411,7 +411,7 @@ func TestRotateBacksOff(t *testing.T) {
 			}
 			at := e.attempts(1)
 			for i := 1; i < len(at); i++ {
-				gap, want := at[i]-at[i-1], test.gaps[min(i, len(test.gaps))-1]*time.Second
+				gap, want := at[i]-at[i-1], time.Duration(test.gaps[min(i, len(test.gaps))-1])*time.Second
 				if gap < want || i < len(test.gaps) && gap > want+time.Second {
 					t.Errorf("attempt %d came %s after the one before, want %s", i, gap, want)
 				}

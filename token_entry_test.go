@@ -32,7 +32,7 @@ func TestDecodeToken(t *testing.T) {
 	noToken := func(e *tokenEntry) {
 		*e = tokenEntry{Generation: e.Generation, Requests: e.Requests, Failure: e.Failure}
 	}
-	lifetime := func(seconds time.Duration) change { return expire(begun.Add(seconds * time.Second)) }
+	lifetime := func(seconds int) change { return expire(begun.Add(time.Duration(seconds) * time.Second)) }
 
 	for name, changes := range map[string][]change{
 		"as it was written":              {},
