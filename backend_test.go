@@ -141,7 +141,7 @@ func TestSecretLeavesTheHeap(t *testing.T) { //nolint:paralleltest // it stops t
 	write(second)
 	onHeap(t, first, false)
 	onHeap(t, second, true)
-	e.wantCode(http.StatusNotFound)(e.delete("config"))
+	e.forget("default")
 	onHeap(t, second, false)
 }
 

@@ -158,6 +158,16 @@ func (e *engine) delete(path string) (*logical.Response, error) {
 	return e.do(e.t.Context(), logical.DeleteOperation, path, nil)
 }
 
+// forget deletes a credential. Nothing of it may be left.
+func (e *engine) forget(name string) {
+	e.t.Helper()
+	resp, err := e.delete("config/" + name)
+	left := e.stored(configPrefix+name) + e.stored(tokenPrefix+name)
+	if resp != nil || err != nil || left != "" {
+		e.t.Errorf("delete: %v %v, want a 204; %q is left", resp, err, left)
+	}
+}
+
 // fields are those of a request or response.
 type fields = map[string]any
 

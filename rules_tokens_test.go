@@ -221,27 +221,6 @@ func TestTimerThatGoesOffAtTheEndOfARefresh(t *testing.T) {
 	})
 }
 
-// TestADeadTokenIsReplacedWithoutReaders: a step back and a reload leave the next
-// attempt after the end of the token.
-func TestADeadTokenIsReplacedWithoutReaders(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		clock := e.stepClock()
-		e.configure("default")
-		e.sim.SetFault(once(fault("same_token")))
-		time.Sleep(18*time.Hour + time.Second) // the next attempt is at 21:00
-		clock.set(-10 * time.Hour)
-		e.InvalidateKey(t.Context(), "config/default")
-		e.token("token")
-		for range 6 * 60 {
-			e.minute()
-		}
-		if s := e.credential("default").snap.Load(); !s.live(clock.now()) {
-			t.Errorf("the token has expired; the next one is due in %s", s.wait(clock.now()))
-		}
-	})
-}
-
 func TestRule5ALiveTokenIsServedWhileAutopayIsDown(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := configured(t)
@@ -282,29 +261,26 @@ func TestRule5Backoff(t *testing.T) {
 		used               int           // requests in the ledger afterwards (rule 8)
 		first, least, most time.Duration // between the first two attempts, and between two others
 	}{
-		"status 204":              {status(204), 502, 1, 5 * minute, doubled, 15 * minute}, // with an OAuth error
-		"status 500":              {status(500), 503, 1, sec, sec, minute},
-		"status 503":              {status(503), 503, 0, sec, sec, minute},
-		"status 504":              {fault("lost"), 503, 1, sec, sec, minute},
-		"status 429":              {status(429), 503, 0, minute, 105 * sec, 5 * minute},
-		"status 408":              {status(408), 503, 0, sec, sec, minute},
-		"redirect":                {fault("redirect"), 503, 0, sec, sec, minute},
-		"malformed":               {fault("malformed"), 503, 1, 5 * minute, doubled, time.Hour},
-		"no token":                {fault("no_token"), 503, 1, 5 * minute, doubled, time.Hour},
-		"HTML":                    {fault("html"), 503, 1, 5 * minute, doubled, time.Hour},
-		"half of an answer":       {fault("cut"), 503, 1, 5 * minute, doubled, time.Hour},
-		"an error in a 200":       {fault("oauth_error"), 502, 1, 5 * minute, doubled, 15 * minute},
-		"cut":                     {fault("close"), 503, 1, sec, sec, minute},
-		"hang":                    {fault("hang"), 503, 1, 4 * sec, 4 * sec, 63 * sec}, // the request_timeout and the wait
-		"status 400":              {status(400), 502, 0, 5 * minute, doubled, 15 * minute},
-		"status 401":              {status(401), 502, 0, 5 * minute, doubled, 15 * minute},
-		"status 403":              {status(403), 502, 0, 5 * minute, doubled, 15 * minute},
-		"Retry-After 90 s":        {retryAfter(503, "90"), 503, 0, 90 * sec, 90 * sec, 90 * sec},
-		"Retry-After 1 s":         {retryAfter(401, "1"), 502, 0, 5 * minute, doubled, 15 * minute},
-		"Retry-After 10 h":        {retryAfter(429, "36000"), 503, 0, time.Hour, time.Hour, time.Hour},
-		"Retry-After a date":      {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, 0, 30 * minute, sec, minute},
-		"Retry-After in words":    {retryAfter(503, "soon"), 503, 0, sec, sec, minute},
-		"Retry-After in the past": {retryAfter(503, "Fri, 31 Dec 1999 00:30:00 GMT"), 503, 0, sec, sec, minute},
+		"status 204":         {status(204), 502, 1, 5 * minute, doubled, 15 * minute}, // with an OAuth error
+		"status 500":         {status(500), 503, 1, sec, sec, minute},
+		"status 503":         {status(503), 503, 0, sec, sec, minute},
+		"status 504":         {fault("lost"), 503, 1, sec, sec, minute},
+		"status 429":         {status(429), 503, 0, minute, 105 * sec, 5 * minute},
+		"status 408":         {status(408), 503, 0, sec, sec, minute},
+		"redirect":           {fault("redirect"), 503, 0, sec, sec, minute},
+		"malformed":          {fault("malformed"), 503, 1, 5 * minute, doubled, time.Hour},
+		"no token":           {fault("no_token"), 503, 1, 5 * minute, doubled, time.Hour},
+		"HTML":               {fault("html"), 503, 1, 5 * minute, doubled, time.Hour},
+		"half of an answer":  {fault("cut"), 503, 1, 5 * minute, doubled, time.Hour},
+		"an error in a 200":  {fault("oauth_error"), 502, 1, 5 * minute, doubled, 15 * minute},
+		"cut":                {fault("close"), 503, 1, sec, sec, minute},
+		"hang":               {fault("hang"), 503, 1, 4 * sec, 4 * sec, 63 * sec}, // the request_timeout and the wait
+		"status 400":         {status(400), 502, 0, 5 * minute, doubled, 15 * minute},
+		"status 401":         {status(401), 502, 0, 5 * minute, doubled, 15 * minute},
+		"status 403":         {status(403), 502, 0, 5 * minute, doubled, 15 * minute},
+		"Retry-After 90 s":   {retryAfter(503, "90"), 503, 0, 90 * sec, 90 * sec, 90 * sec},
+		"Retry-After 1 s":    {retryAfter(401, "1"), 502, 0, 5 * minute, doubled, 15 * minute},
+		"Retry-After a date": {retryAfter(503, "Sat, 01 Jan 2000 00:30:00 GMT"), 503, 0, 30 * minute, sec, minute},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t, "verify", false, "token_request_limit", 0, "request_timeout", 3)
