@@ -85,16 +85,15 @@ func TestMetrics(t *testing.T) {
 		e.wantMetrics("with a token", map[string]float64{
 			"token_requests_total default success": 1, "token_requests_total default refused": 0,
 			"token_requests_total default error": 0, "token_requests_total default limited": 0,
-			"token_requests_total later success": 0, "token_request_duration_seconds later": 0,
 			"token_request_duration_seconds default": 1, "consecutive_failures default": 0,
-			"token_expiry_timestamp_seconds default": now + 3600, "token_expiry_timestamp_seconds later": absent,
-			"token_next_rotation_timestamp_seconds default": now + 2700,
-			"token_next_rotation_timestamp_seconds later":   absent,
-			"credential_state default ok":                   1, "credential_state default degraded": 0,
+			"token_expiry_timestamp_seconds default": now + 3600, "token_next_rotation_timestamp_seconds default": now + 2700,
+			"credential_state default ok": 1, "credential_state default degraded": 0,
 			"credential_state default failing": 0, "credential_state default pending": 0,
-			"credential_state later pending": 1,
-			"token_requests_24h default":     1, "token_request_limit default": 100, "token_request_limit later": 1,
+			"token_requests_24h default": 1, "token_request_limit default": 100,
 			"token_reads_total default ok": 2, "token_reads_total default degraded": 0, "token_reads_total default error": 0,
+			"token_requests_total later success": 0, "token_request_duration_seconds later": 0,
+			"token_expiry_timestamp_seconds later": absent, "token_next_rotation_timestamp_seconds later": absent,
+			"credential_state later pending": 1, "token_request_limit later": 1,
 		})
 
 		// The refresh fails, and the live token is served until it dies.

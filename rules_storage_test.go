@@ -181,6 +181,7 @@ func TestRule9StorageFailsAfterAutopayAnswered(t *testing.T) {
 func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 	t.Parallel()
 	const (
+		primary   = consts.ReplicationPerformancePrimary
 		standby   = consts.ReplicationPerformanceStandby
 		secondary = consts.ReplicationPerformanceSecondary
 		dr        = consts.ReplicationDRSecondary
@@ -198,7 +199,7 @@ func TestRule10NodesThatMayNotWriteNeverAsk(t *testing.T) {
 		does     [][]string // the rest is passed on
 		asks     bool       // once a refresh is due
 	}{
-		"active node":                        {0, noKey, [][]string{memory, lists, obtain, change}, true},
+		"active node":                        {primary, noKey, [][]string{memory, lists, obtain, change}, true},
 		"performance standby":                {standby, everyKey, [][]string{memory}, false},
 		"performance secondary":              {secondary, configPrefix, [][]string{memory, lists, obtain}, true},
 		"standby of a performance secondary": {secondary | standby, everyKey, [][]string{memory}, false},
