@@ -113,6 +113,22 @@ func TestCredential(t *testing.T) {
 				e.t.Error("the secret that another node has written is lost")
 			}
 		},
+		"a reader who reads storage does not undo what a job has obtained meanwhile": func(e *engine) {
+			time.Sleep(2 * time.Minute)
+			e.sim.SetFault(once(delay(5 * time.Second)))
+			go func() { _, _ = e.write("rotate", nil) }()
+			time.Sleep(5*time.Second - storageTimeout/2)
+			e.storage.set(func(_ context.Context, op, _ string, do func() error) error {
+				if op == "put" {
+					return errors.New("disk full") // so the token is in memory only
+				}
+				defer time.Sleep(storageTimeout * 2 / 5) // of each of two gets
+				return do()
+			})
+			e.InvalidateKey(e.t.Context(), "token/default")
+			e.token("token")
+			e.want("token", "last_vault_rotation", "2000-01-01T00:02:00Z")
+		},
 		"a rotate and a read wait behind a delete": func(e *engine) {
 			e.sim.SetClient("second", testSecret)
 			e.configure("default", "client_id", "second", "verify", false) // so that a read has to wait
