@@ -2,11 +2,13 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
-	"regexp"
+	"reflect"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -22,90 +24,88 @@ import (
 )
 
 func TestLifecycle(t *testing.T) {
-	t.Parallel()
-	runInBubble(t, "clean ends everything at once, twice too, and nothing is written after it", func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-		time.Sleep(18 * time.Hour) // the refresh is under way and hangs
-		synctest.Wait()
-		begun := time.Now()
-		var wg sync.WaitGroup
-		wg.Go(func() { // sets the timer meanwhile
-			e.InvalidateKey(t.Context(), "token/default")
-			_, _ = e.read("token")
-		})
-		e.clean(t.Context())
-		e.clean(t.Context())
-		wg.Wait()
-		wantWithin(t, begun, time.Second)
-		writes := e.storage.writes.Load()
-		e.tick()
-		time.Sleep(48 * time.Hour)
-		if got := e.storage.writes.Load(); got != writes {
-			t.Errorf("%d writes after clean", got-writes)
-		}
-		for range 2 {
-			if c := e.credential("default"); c.timer != nil {
-				t.Error("a timer is set after clean")
-			}
-			e.InvalidateKey(t.Context(), "token/default")
-			_, _ = e.read("token") // reads storage again, which sets the timer of a running mount
-		}
-		if !strings.Contains(e.logs.String(), "mount=autopay/ name=default") {
-			t.Errorf("the log does not name the mount:\n%s", e.logs)
-		}
-		for range 2 {
-			e.wantCode(http.StatusServiceUnavailable)(e.write("config", map[string]any{"client_id": "other"}))
-		}
-	})
-	runInBubble(t, "unseal does not wait for Autopay or for loading", func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-		e.clean(t.Context())
-		time.Sleep(48 * time.Hour) // the token dies while Vault is sealed
-		begun := time.Now()
-		e.start()
-		wantWithin(t, begun, 0)
-	})
-}
-
-func TestNoGoroutineSurvives200Mounts(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		// Those of this bubble, because other tests run beside it. A trace begins with
-		// "goroutine 7 [running, synctest bubble 3]:".
-		running := func(all bool) string {
-			buf := make([]byte, 16<<20)
-			return string(buf[:runtime.Stack(buf, all)])
-		}
-		ours := regexp.MustCompile(`, synctest bubble \d+\]:`).FindString(running(false))
-		var before int
-		for round := range 201 {
-			e := configured(t)
-			e.token("token")
-			e.clean(t.Context())
+	scenes(t, map[string]func(e *engine){
+		"clean ends everything at once, twice too, and nothing is written after it": func(e *engine) {
+			e.sim.SetFault(fault("hang"))
+			time.Sleep(18 * time.Hour) // the refresh is under way and hangs
 			synctest.Wait()
-			if round == 0 {
-				before = strings.Count(running(true), ours)
+			begun := time.Now()
+			var wg sync.WaitGroup
+			wg.Go(func() { // sets the timer meanwhile
+				e.InvalidateKey(e.t.Context(), "token/default")
+				_, _ = e.read("token")
+			})
+			e.clean(e.t.Context())
+			e.clean(e.t.Context())
+			wg.Wait()
+			wantWithin(e.t, begun, time.Second)
+			writes := e.storage.writes.Load()
+			e.tick()
+			time.Sleep(48 * time.Hour)
+			for _, err := range []error{
+				e.environment.put(e.life, "config/default", newConfigEntry()), e.remove(e.life, "token/default"),
+			} {
+				if !errors.Is(err, context.Canceled) {
+					e.t.Errorf("got %v", err)
+				}
 			}
-		}
-		if after := strings.Count(running(true), ours); ours == "" || after != before {
-			t.Errorf("%d goroutines before, %d after", before, after)
-		}
+			if got := e.storage.writes.Load(); got != writes {
+				e.t.Errorf("%d writes after clean", got-writes)
+			}
+			for range 2 {
+				if c := e.credential("default"); c.timer != nil {
+					e.t.Error("a timer is set after clean")
+				}
+				e.InvalidateKey(e.t.Context(), "token/default")
+				_, _ = e.read("token") // reads storage again, which sets the timer of a running mount
+			}
+			if !strings.Contains(e.logs.String(), "mount=autopay/ name=default") {
+				e.t.Errorf("the log does not name the mount:\n%s", e.logs)
+			}
+			for range 2 {
+				e.wantCode(http.StatusServiceUnavailable)(e.write("config", fields{"client_id": "other"}))
+			}
+		},
+		"unseal does not wait for Autopay or for loading": func(e *engine) {
+			e.sim.SetFault(fault("hang"))
+			e.clean(e.t.Context())
+			time.Sleep(48 * time.Hour) // the token dies while Vault is sealed
+			begun := time.Now()
+			e.start()
+			wantWithin(e.t, begun, 0)
+		},
+		// Vault holds a lock for every mount in the process while it calls Clean.
+		"clean does not wait for storage that hangs": func(e *engine) {
+			time.Sleep(2 * time.Minute)
+			e.storage.slow("put", time.Minute)
+			go func() { _, _ = e.write("rotate", nil) }()
+			synctest.Wait()
+			begun := time.Now()
+			e.clean(e.t.Context())
+			wantWithin(e.t, begun, cleanTimeout)
+			time.Sleep(2 * time.Minute) // the write ends
+		},
 	})
 }
 
-// TestStorageIsSealWrapped checks what the engine tells Vault about its two prefixes.
+// TestStorageIsSealWrapped checks what the engine tells Vault about its two prefixes, and
+// about the fields that hold secrets.
 func TestStorageIsSealWrapped(t *testing.T) {
 	t.Parallel()
 	e := configured(t)
 	special := e.SpecialPaths()
 	for _, prefix := range []string{"config/", "token/"} {
-		if names, err := e.storage.List(t.Context(), prefix); err != nil || len(names) != 1 || !slices.Contains(special.SealWrapStorage, prefix) {
-			t.Errorf("%s holds %v (%v), seal-wrapped are %v", prefix, names, err, special.SealWrapStorage)
+		if e.stored(prefix+"default") == "" || !slices.Contains(special.SealWrapStorage, prefix) {
+			t.Errorf("nothing is at %s, or only %v are seal-wrapped", prefix, special.SealWrapStorage)
 		}
 	}
-	if !slices.Equal(special.LocalStorage, []string{"token/"}) || len(special.Unauthenticated) > 0 || len(special.Root) > 0 {
-		t.Errorf("local %v, unauthenticated %v, root %v", special.LocalStorage, special.Unauthenticated, special.Root)
+	special.SealWrapStorage = nil
+	if want := (logical.Paths{LocalStorage: []string{"token/"}}); !reflect.DeepEqual(*special, want) {
+		t.Errorf("special paths are %+v, want %+v", *special, want)
+	}
+	secret, token := e.Route("config").Fields[fieldClientSecret], tokenFields()["access_token"]
+	if !secret.DisplayAttrs.Sensitive || !token.DisplayAttrs.Sensitive {
+		t.Error("secrets are not marked as sensitive")
 	}
 }
 
@@ -113,12 +113,10 @@ func TestStorageIsSealWrapped(t *testing.T) {
 func TestOpenAPIReferences(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, autopaysim.Options{})
-	resp, err := e.HandleRequest(t.Context(), &logical.Request{Operation: logical.HelpOperation, Path: "token", Storage: e.storage})
-	if err != nil {
-		t.Fatal(err)
-	}
+	help := &logical.Request{Operation: logical.HelpOperation, Path: "token", Storage: e.storage}
+	text := flatten(e.ok(e.HandleRequest(t.Context(), help)))
 	want := `"schema":{"$ref":"#/components/schemas/`
-	if text := flatten(resp); !strings.Contains(text, want) || strings.Count(text, `"ref":"#`) != strings.Count(text, `"$ref":"#`) {
+	if !strings.Contains(text, want) || strings.Count(text, `"ref":"#`) != strings.Count(text, `"$ref":"#`) {
 		t.Errorf("references are missing in %s", text)
 	}
 }
@@ -131,41 +129,24 @@ func TestSecretLeavesTheHeap(t *testing.T) { //nolint:paralleltest // it stops t
 	e.client.transport = answer{200, "application/json", goodAnswer} // keeps no request
 	// The test holds each secret backwards so that it does not find its own copy.
 	backwards := func() []byte { return []byte(strings.ToLower(rand.Text())) }
-	forwards := func(b []byte) string {
-		b = bytes.Clone(b)
-		slices.Reverse(b)
-		return string(b)
-	}
 	write := func(secret []byte) {
 		t.Helper()
-		data := map[string]any{"client_id": testID, "client_secret": forwards(secret)}
-		resp, err := e.write("config", data)
-		if err != nil || resp.IsError() {
-			t.Fatal(resp, err)
-		}
+		forwards := bytes.Clone(secret)
+		slices.Reverse(forwards)
+		e.configure("default", "client_secret", string(forwards))
 	}
 	first, second := backwards(), backwards()
 	write(first)
-	if n := onHeap(t, first); n == 0 {
-		t.Fatal("the search does not find a secret that is in use")
-	}
+	onHeap(t, first, true)
 	write(second)
-	if n := onHeap(t, first); n != 0 {
-		t.Errorf("%d copies of a replaced secret", n)
-	}
-	if n := onHeap(t, second); n == 0 {
-		t.Error("the new secret is not found")
-	}
-	if resp, err := e.delete("config"); resp != nil || err != nil {
-		t.Fatal(resp, err)
-	}
-	if n := onHeap(t, second); n != 0 {
-		t.Errorf("%d copies of a deleted secret", n)
-	}
+	onHeap(t, first, false)
+	onHeap(t, second, true)
+	e.forget("default")
+	onHeap(t, second, false)
 }
 
-// onHeap counts the live copies of a text that is given backwards.
-func onHeap(t *testing.T, backwards []byte) int {
+// onHeap checks whether a secret, which is given backwards, has live copies.
+func onHeap(t *testing.T, backwards []byte, want bool) {
 	t.Helper()
 	for range 3 { // encoding/json's buffers outlive two rounds in a sync.Pool
 		runtime.GC()
@@ -181,7 +162,9 @@ func onHeap(t *testing.T, backwards []byte) int {
 		t.Fatal(err)
 	}
 	slices.Reverse(heap)
-	return bytes.Count(heap, backwards)
+	if n := bytes.Count(heap, backwards); (n > 0) != want {
+		t.Errorf("%d copies, want some: %v", n, want)
+	}
 }
 
 // BenchmarkRequest measures the engine without Vault and gRPC, on storage in the same
@@ -204,7 +187,8 @@ func BenchmarkRequest(b *testing.B) {
 	} {
 		b.Run(test.name, func(b *testing.B) {
 			e := newBenchEngine(b, test.credentials, options{})
-			req, handle := &logical.Request{Operation: test.op, Path: test.path, MountPoint: "autopay/"}, e.HandleRequest
+			req := &logical.Request{Operation: test.op, Path: test.path, MountPoint: "autopay/"}
+			handle := e.HandleRequest
 			if test.framework {
 				handle = e.Backend.HandleRequest
 			}
@@ -227,8 +211,8 @@ func BenchmarkColdRead(b *testing.B) {
 	b.Cleanup(sim.Close)
 	e := newBenchEngine(b, 0, options{transport: sim.RoundTripper()})
 	for i := 0; b.Loop(); i++ {
-		e.putBenchConfig(b, i)
-		req := &logical.Request{Operation: logical.ReadOperation, Path: fmt.Sprintf("token/name-%d", i), MountPoint: "autopay/"}
+		name := e.putBenchConfig(b, i)
+		req := &logical.Request{Operation: logical.ReadOperation, Path: "token/" + name, MountPoint: "autopay/"}
 		if resp, err := e.HandleRequest(b.Context(), req); err != nil || resp.IsError() {
 			b.Fatal(resp, err)
 		}
@@ -238,12 +222,13 @@ func BenchmarkColdRead(b *testing.B) {
 // newBenchEngine is a production backend that holds n credentials, name-0 and up.
 func newBenchEngine(b *testing.B, n int, opts options) *backend {
 	b.Helper()
-	e, err := newBackend(b.Context(), &logical.BackendConfig{StorageView: &logical.InmemStorage{}, System: &logical.StaticSystemView{}}, opts)
+	conf := &logical.BackendConfig{StorageView: &logical.InmemStorage{}, System: &logical.StaticSystemView{}}
+	e, err := newBackend(b.Context(), conf, opts)
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { e.clean(b.Context()) })
-	answer := tokenAnswer{accessToken: "sim.GJShAp42qlzzLv2WGm2AtfOGvJW-FtOUDEDje7Tmf2g", scope: "customer_club", lifetime: 24 * time.Hour}
+	answer := tokenAnswer{"sim.GJShAp42qlzzLv2WGm2AtfOGvJW-FtOUDEDje7Tmf2g", "customer_club", 24 * time.Hour}
 	for i := range n {
 		name := e.putBenchConfig(b, i)
 		entry := tokenEntry{}.withRequest(e.now()).withToken(name, answer, e.now(), e.now())

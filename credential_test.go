@@ -16,63 +16,136 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-func TestFailingStorageIsLeftAlone(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		synctest.Wait() // loading is over
-		e.InvalidateKey(t.Context(), "token/default")
-		e.storage.failOn("", "", errors.New("no quorum"))
-		r := e.storage.reads.Load()
-		for range 1000 {
+// TestCredential is about readers, jobs and changes in storage that meet.
+func TestCredential(t *testing.T) {
+	noQuorum := errors.New("no quorum")
+	scenes(t, map[string]func(e *engine){
+		"storage that fails is left alone": func(e *engine) {
+			synctest.Wait() // loading is over
+			e.InvalidateKey(e.t.Context(), "token/default")
+			e.storage.failOn("", "", noQuorum)
+			r := e.storage.reads.Load()
+			for range 1000 {
+				e.token("token")
+			}
+			n, reads := strings.Count(e.logs.String(), "can't be read"), e.storage.reads.Load()-r
+			if n != 1 || reads != 1 {
+				e.t.Errorf("%d log lines and %d reads of storage, want one of each", n, reads)
+			}
+		},
+		"readers do not wait for storage that hangs": func(e *engine) {
+			e.InvalidateKey(e.t.Context(), "token/default")
+			e.storage.slow("get", time.Minute)
+			for _, most := range []time.Duration{storageTimeout, 0} {
+				begun := time.Now()
+				var wg sync.WaitGroup
+				for range 5 {
+					wg.Go(func() { e.token("token") })
+				}
+				wg.Wait()
+				wantWithin(e.t, begun, most)
+			}
+		},
+		"a reader's deadline is not a failure of storage": func(e *engine) {
+			e.edit(`"request_timeout":10`, `"request_timeout":11`)
+			e.storage.slow("get", 10*time.Millisecond)
+			ctx, cancel := context.WithTimeout(e.t.Context(), time.Millisecond)
+			defer cancel()
+			_, _ = e.do(ctx, logical.ReadOperation, "token", nil)
+			if strings.Contains(e.logs.String(), "storage can't be read") {
+				e.t.Errorf("storage is left alone: %s", e.logs)
+			}
+			e.want("config", "request_timeout", int64(11))
+		},
+		// A job goes on after its caller's deadline; one that waits for its turn does not begin.
+		"operators who leave are answered": func(e *engine) {
+			old := e.token("token")["access_token"]
+			time.Sleep(2 * time.Minute)
+			e.sim.SetFault(delay(4 * time.Second))
+			ctx, cancel := context.WithTimeout(e.t.Context(), time.Second)
+			defer cancel()
+			begun, late := time.Now(), e.wantCode(http.StatusServiceUnavailable)
+			var wg sync.WaitGroup
+			wg.Go(func() { late(e.do(ctx, logical.UpdateOperation, "rotate", nil)) })
+			synctest.Wait()
+			wg.Go(func() { late(e.do(ctx, logical.UpdateOperation, "config", fields{"rotation_period": 3600})) })
+			wg.Wait()
+			wantWithin(e.t, begun, time.Second)
+			time.Sleep(10 * time.Second)
+			e.want("token", "rotation_period", int64(64800))
+			if e.token("token")["access_token"] == old {
+				e.t.Error("the rotation was cancelled")
+			}
+			e.wantRequests(2)
+		},
+		"another node changes the settings during a refresh": func(e *engine) {
+			e.sim.SetFault(once(delay(5 * time.Second)))
+			time.Sleep(18*time.Hour + time.Second) // the refresh is under way
+			e.edit(`"request_timeout":10`, `"request_timeout":20`)
+			time.Sleep(10 * time.Second)
+			e.wantRequests(2)
+			e.want("config", "request_timeout", int64(20))
+		},
+		"storage fails and recovers while the token in memory comes to its end": func(e *engine) {
+			standby := e.peer(consts.ReplicationPerformanceStandby)
+			old := standby.token("token")["access_token"]
+			time.Sleep(24*time.Hour - 30*time.Second - time.Millisecond) // the active node has another one
+			standby.InvalidateKey(e.t.Context(), "token/default")
+			e.storage.failOn("get", "", noQuorum)
+			standby.want("token", "access_token", old)
+			time.Sleep(time.Millisecond)
+			e.wantCode(http.StatusInternalServerError, "no quorum")(standby.read("token"))
+			e.storage.heal()
+			if standby.token("token")["access_token"] == old {
+				e.t.Error("a token is served within its margin")
+			}
+		},
+		// A write that comes meanwhile is not made from what is in memory.
+		"another node changes the secret, which this one can't read": func(e *engine) {
+			e.edit(testSecret, "newer-secret")
+			e.storage.failOn("get", "", noQuorum)
 			e.token("token")
-		}
-		if n, reads := strings.Count(e.logs.String(), "can't be read"), e.storage.reads.Load()-r; n != 1 || reads != 1 {
-			t.Errorf("%d log lines and %d reads of storage, want one of each", n, reads)
-		}
-	})
-}
-
-// TestOperatorsWhoLeave get an answer at the end of their deadline. A job goes on after
-// that; one that waits for its turn does not begin.
-func TestOperatorsWhoLeave(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		old := e.token("token")["access_token"]
-		time.Sleep(2 * time.Minute)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 4 * time.Second})
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		begun := time.Now()
-		var wg sync.WaitGroup
-		wg.Go(func() { e.wantCode(http.StatusServiceUnavailable)(e.do(ctx, logical.UpdateOperation, "rotate", nil)) })
-		synctest.Wait()
-		wg.Go(func() {
-			e.wantCode(http.StatusServiceUnavailable)(e.do(ctx, logical.UpdateOperation, "config", map[string]any{"rotation_period": 3600}))
-		})
-		wg.Wait()
-		if took := time.Since(begun); took != time.Second {
-			t.Errorf("answered after %s, want 1 s", took)
-		}
-		time.Sleep(10 * time.Second)
-		if got := e.token("token"); got["access_token"] == old || got["rotation_period"] == int64(3600) {
-			t.Errorf("the rotation was cancelled, or the write was done: %v", got)
-		}
-		e.wantRequests(2)
-	})
-}
-
-// TestChangeDuringARefresh: another node changes the settings while this one waits
-// for Autopay. The refresh does not hide the change.
-func TestChangeDuringARefresh(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second, Times: 1})
-		time.Sleep(18*time.Hour + time.Second) // the refresh is under way
-		e.put("config/default", strings.Replace(e.stored("config/default"), `"request_timeout":10`, `"request_timeout":20`, 1))
-		e.InvalidateKey(t.Context(), "config/default")
-		time.Sleep(10 * time.Second)
-		e.wantRequests(2)
-		e.want("config", "request_timeout", int64(20))
+			e.wantCode(http.StatusInternalServerError)(e.write("config", fields{"rotation_period": 600}))
+			e.storage.heal()
+			e.ok(e.write("config", fields{"rotation_period": 600}))
+			stored := e.stored("config/default")
+			if !strings.Contains(stored, "newer-secret") || !strings.Contains(stored, `"rotation_period":600`) {
+				e.t.Error("the secret that another node has written is lost")
+			}
+		},
+		"a reader who reads storage does not undo what a job has obtained meanwhile": func(e *engine) {
+			time.Sleep(2 * time.Minute)
+			e.sim.SetFault(once(delay(5 * time.Second)))
+			go func() { _, _ = e.write("rotate", nil) }()
+			time.Sleep(5*time.Second - storageTimeout/2)
+			e.storage.set(func(_ context.Context, op, _ string, do func() error) error {
+				if op == "put" {
+					return errors.New("disk full") // so the token is in memory only
+				}
+				defer time.Sleep(storageTimeout * 2 / 5) // of each of two gets
+				return do()
+			})
+			e.InvalidateKey(e.t.Context(), "token/default")
+			e.token("token")
+			e.want("token", "last_vault_rotation", "2000-01-01T00:02:00Z")
+		},
+		"a rotate and a read wait behind a delete": func(e *engine) {
+			e.sim.SetClient("second", testSecret)
+			e.configure("default", "client_id", "second", "verify", false) // so that a read has to wait
+			e.sim.SetFault(delay(5 * time.Second))
+			var wg sync.WaitGroup
+			for _, do := range []func(){
+				func() { e.wantCode(http.StatusOK)(e.write("rotate", nil)) }, // holds the lock
+				func() { e.wantCode(http.StatusNotFound)(e.delete("config")) },
+				func() { e.wantCode(http.StatusBadRequest)(e.write("rotate", nil)) },
+				func() { e.wantCode(http.StatusBadRequest)(e.read("token")) },
+			} {
+				wg.Go(do)
+				synctest.Wait()
+			}
+			wg.Wait()
+			e.wantRequests(2)
+		},
 	})
 }
 
@@ -114,48 +187,6 @@ func TestChangeDuringARead(t *testing.T) {
 	}
 }
 
-// TestStorageIsReadOnceTheTokenIsDead: storage fails and recovers while the token in
-// memory comes to its end.
-func TestStorageIsReadOnceTheTokenIsDead(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		standby := e.peer(consts.ReplicationPerformanceStandby)
-		old := standby.token("token")["access_token"]
-		time.Sleep(24*time.Hour - 30*time.Second - time.Millisecond) // the active node has another one
-		standby.InvalidateKey(t.Context(), "token/default")
-		e.storage.failOn("get", "", errors.New("no quorum"))
-		standby.want("token", "access_token", old)
-		time.Sleep(time.Millisecond)
-		if resp, err := standby.read("token"); !strings.Contains(say(resp, err), "no quorum") {
-			t.Errorf("got %v %v, want the error of storage", resp, err)
-		}
-		e.storage.heal()
-		if got := standby.token("token")["access_token"]; got == old {
-			t.Error("a token is served within its margin")
-		}
-	})
-}
-
-// TestDeletedInTheMeantime: a rotate and a read wait behind a delete.
-func TestDeletedInTheMeantime(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
-		var wg sync.WaitGroup
-		for _, do := range []func(){
-			func() { e.wantCode(http.StatusOK)(e.write("rotate", nil)) }, // holds the slot
-			func() { e.wantCode(http.StatusNotFound)(e.delete("config")) },
-			func() { e.wantCode(http.StatusBadRequest)(e.write("rotate", nil)) },
-			func() { e.wantCode(http.StatusBadRequest)(e.read("token")) },
-		} {
-			wg.Go(do)
-			synctest.Wait()
-		}
-		wg.Wait()
-		e.wantRequests(1)
-	})
-}
-
 // TestWritesReturnTheirIndex: Vault Enterprise answers a write with X-Vault-Index,
 // so that its client reads no older state from a performance standby.
 func TestWritesReturnTheirIndex(t *testing.T) {
@@ -170,10 +201,10 @@ func TestWritesReturnTheirIndex(t *testing.T) {
 		for _, write := range []struct {
 			op   logical.Operation
 			path string
-			data map[string]any
+			data fields
 		}{
-			{logical.UpdateOperation, "config", map[string]any{"client_id": testID, "client_secret": testSecret}},
-			{logical.UpdateOperation, "config", map[string]any{"rotation_period": 3600}},
+			{logical.UpdateOperation, "config", withSecret()},
+			{logical.UpdateOperation, "config", fields{"rotation_period": 3600}},
 			{logical.UpdateOperation, "rotate", nil},
 			{logical.DeleteOperation, "config", nil},
 		} {
@@ -187,13 +218,11 @@ func TestWritesReturnTheirIndex(t *testing.T) {
 		// A caller who has left is not written to: its context is gone.
 		e.configure("default")
 		time.Sleep(2 * time.Minute)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 5 * time.Second})
+		e.sim.SetFault(delay(5 * time.Second))
 		state := new(logical.WALState)
 		ctx, cancel := context.WithTimeout(logical.IndexStateContext(t.Context(), state), time.Second)
 		defer cancel()
-		if _, err := e.do(ctx, logical.UpdateOperation, "rotate", nil); code(nil, err) != http.StatusServiceUnavailable {
-			t.Errorf("got %v, want no answer in time", err)
-		}
+		e.wantCode(http.StatusServiceUnavailable)(e.do(ctx, logical.UpdateOperation, "rotate", nil))
 		time.Sleep(10 * time.Second)
 		if *state != (logical.WALState{}) {
 			t.Errorf("the job wrote %+v for a caller who had left", state)
@@ -201,29 +230,9 @@ func TestWritesReturnTheirIndex(t *testing.T) {
 	})
 }
 
-// TestReadersDoNotWaitForHangingStorage: a live token is in memory, and storage is to
-// be read again, but hangs.
-func TestReadersDoNotWaitForHangingStorage(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.InvalidateKey(t.Context(), "token/default")
-		e.storage.slow("get", time.Minute)
-		for _, most := range []time.Duration{storageTimeout, 0} {
-			begun := time.Now()
-			var wg sync.WaitGroup
-			for range 5 {
-				wg.Go(func() { e.token("token") })
-			}
-			wg.Wait()
-			wantWithin(t, begun, most)
-		}
-	})
-}
-
 // TestChangesAreLoggedOnce: a line at the level that it deserves when something
 // changes, and none of that level at each further attempt.
 func TestChangesAreLoggedOnce(t *testing.T) {
-	t.Parallel()
 	count := func(e *engine, want map[string]int) {
 		e.t.Helper()
 		for line, n := range want {
@@ -232,35 +241,22 @@ func TestChangesAreLoggedOnce(t *testing.T) {
 			}
 		}
 	}
-	runInBubble(t, "an outage that lasts longer than the token", func(t *testing.T) {
-		e := configured(t)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503})
-		time.Sleep(25 * time.Hour)
-		count(e, map[string]int{"[WARN]": 1, "[ERROR]": 1, "[WARN]  the token could not be replaced": 1, "[ERROR] no token to serve": 1})
-	})
-	runInBubble(t, "storage that stays down", func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.storage.failPuts(func(n int64) bool { return n > 1 }) // after the ledger
-		e.token("token")
-		for range 10 {
-			e.minute()
-		}
-		count(e, map[string]int{"[WARN]": 0, "[ERROR]": 1, "[ERROR] the token entry can't be stored": 1})
-	})
-}
-
-// TestAReaderWhoLeavesMakesNothingStale: its deadline is not a failure of storage.
-func TestAReaderWhoLeavesMakesNothingStale(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.put("config/default", strings.Replace(e.stored("config/default"), `"request_timeout":10`, `"request_timeout":11`, 1))
-		e.InvalidateKey(t.Context(), "config/default")
-		e.storage.slow("get", 10*time.Millisecond)
-		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		defer cancel()
-		_, _ = e.do(ctx, logical.ReadOperation, "token", nil)
-		if strings.Contains(e.logs.String(), "storage can't be read") || e.status("config")["request_timeout"] != int64(11) {
-			t.Errorf("storage is left alone: %s", e.logs)
-		}
+	scenes(t, map[string]func(e *engine){
+		"an outage that lasts longer than the token": func(e *engine) {
+			e.sim.SetFault(status(503))
+			time.Sleep(25 * time.Hour)
+			count(e, map[string]int{
+				"[WARN]": 1, "[WARN]  the token could not be replaced": 1, "[ERROR]": 1, "[ERROR] no token to serve": 1,
+			})
+		},
+		"storage that stays down": func(e *engine) {
+			e.storage.failPuts(func(n int64) bool { return n > 1 }) // after the ledger
+			time.Sleep(2 * time.Minute)
+			e.ok(e.write("rotate", nil))
+			for range 10 {
+				e.minute()
+			}
+			count(e, map[string]int{"[WARN]": 0, "[ERROR]": 1, "[ERROR] the token entry can't be stored": 1})
+		},
 	})
 }

@@ -113,9 +113,10 @@ func (e *engine) peer(state consts.ReplicationState, change ...func(*engine)) *e
 }
 
 // do sends a request as Vault would, existence check included.
-func (e *engine) do(ctx context.Context, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
+func (e *engine) do(ctx context.Context, op logical.Operation, path string, data fields) (*logical.Response, error) {
 	e.t.Helper()
-	req := &logical.Request{Operation: op, Path: path, Data: maps.Clone(data), Storage: e.storage, MountPoint: "autopay/"}
+	req := &logical.Request{Operation: op, Path: path, Data: maps.Clone(data)}
+	req.Storage, req.MountPoint = e.storage, "autopay/"
 	if op == logical.UpdateOperation {
 		found, exists, err := e.HandleExistenceCheck(ctx, req)
 		if err != nil {
@@ -147,7 +148,7 @@ func (e *engine) read(path string) (*logical.Response, error) {
 	return e.do(e.t.Context(), logical.ReadOperation, path, nil)
 }
 
-func (e *engine) write(path string, data map[string]any) (*logical.Response, error) {
+func (e *engine) write(path string, data fields) (*logical.Response, error) {
 	e.t.Helper()
 	return e.do(e.t.Context(), logical.UpdateOperation, path, data)
 }
@@ -157,26 +158,43 @@ func (e *engine) delete(path string) (*logical.Response, error) {
 	return e.do(e.t.Context(), logical.DeleteOperation, path, nil)
 }
 
-// withSecret returns the fields that a creation needs.
-func withSecret() map[string]any {
-	return map[string]any{"client_id": testID, "client_secret": testSecret}
+// forget deletes a credential. Nothing of it may be left.
+func (e *engine) forget(name string) {
+	e.t.Helper()
+	resp, err := e.delete("config/" + name)
+	left := e.stored(configPrefix+name) + e.stored(tokenPrefix+name)
+	if resp != nil || err != nil || left != "" {
+		e.t.Errorf("delete: %v %v, want a 204; %q is left", resp, err, left)
+	}
 }
+
+// fields are those of a request or response.
+type fields = map[string]any
+
+// withSecret returns the fields that a creation needs.
+func withSecret() fields { return fields{"client_id": testID, "client_secret": testSecret} }
 
 // configure writes a credential, which must succeed. More fields may follow in pairs.
 func (e *engine) configure(name string, more ...any) {
 	e.t.Helper()
 	data := withSecret()
-	for i := 0; i < len(more); i += 2 {
-		data[more[i].(string)] = more[i+1]
+	for pair := range slices.Chunk(more, 2) {
+		data[pair[0].(string)] = pair[1]
 	}
-	resp, err := e.write("config/"+name, data)
+	e.ok(e.write("config/"+name, data))
+}
+
+// ok returns a response that must be none to an error.
+func (e *engine) ok(resp *logical.Response, err error) *logical.Response {
+	e.t.Helper()
 	if err != nil || resp.IsError() {
-		e.t.Fatalf("config/%s: %v %v", name, resp, err)
+		e.t.Fatal(resp, err)
 	}
+	return resp
 }
 
 // token reads a token that must be live at Autopay, and returns the data.
-func (e *engine) token(path string) map[string]any {
+func (e *engine) token(path string) fields {
 	e.t.Helper()
 	data := e.status(path)
 	if !e.sim.Valid(data["access_token"].(string)) {
@@ -186,24 +204,27 @@ func (e *engine) token(path string) map[string]any {
 }
 
 // status reads a path that must answer, and returns the data.
-func (e *engine) status(path string) map[string]any {
+func (e *engine) status(path string) fields {
 	e.t.Helper()
-	resp, err := e.read(path)
-	if err != nil || resp == nil || resp.IsError() {
-		e.t.Fatalf("%s: %v %v", path, resp, err)
+	resp := e.ok(e.read(path))
+	if resp == nil {
+		e.t.Fatalf("%s: nothing", path)
 	}
 	return resp.Data
 }
 
-// want checks a field of what a path answers.
-func (e *engine) want(path, field string, want any) {
+// want checks fields of what a path answers. They come in pairs: a name, and its value.
+func (e *engine) want(path string, pairs ...any) {
 	e.t.Helper()
 	read := e.status
 	if strings.HasPrefix(path, "token") {
 		read = e.token
 	}
-	if got := read(path)[field]; got != want {
-		e.t.Errorf("%s: %s is %v, want %v", path, field, got, want)
+	got := read(path)
+	for pair := range slices.Chunk(pairs, 2) {
+		if field, want := pair[0].(string), pair[1]; got[field] != want {
+			e.t.Errorf("%s: %s is %v, want %v", path, field, got[field], want)
+		}
 	}
 }
 
@@ -215,12 +236,22 @@ func wantWithin(t *testing.T, then time.Time, most time.Duration) {
 	}
 }
 
-// wantCode returns a check of the HTTP status that a response or error becomes.
-func (e *engine) wantCode(want int) func(*logical.Response, error) {
+// wantError checks that an error says something; "": that there is none.
+func wantError(t *testing.T, what string, err error, says string) {
+	t.Helper()
+	if (err == nil) != (says == "") || err != nil && !strings.Contains(err.Error(), says) {
+		t.Errorf("%q: got %v, want %q", what, err, says)
+	}
+}
+
+// wantCode returns a check of the HTTP status that a response or error becomes, and of
+// what it says.
+func (e *engine) wantCode(want int, says ...string) func(*logical.Response, error) {
 	return func(resp *logical.Response, err error) {
 		e.t.Helper()
-		if got := code(resp, err); got != want {
-			e.t.Errorf("got a %d, want a %d: %v %v", got, want, resp, err)
+		missing := func(words string) bool { return !strings.Contains(say(resp, err), words) }
+		if got := code(resp, err); got != want || slices.ContainsFunc(says, missing) {
+			e.t.Errorf("got a %d, want a %d that says %q: %v %v", got, want, says, resp, err)
 		}
 	}
 }
@@ -275,25 +306,24 @@ func (e *engine) stored(key string) string {
 // put stores a value as another node, or damage, could have left it.
 func (e *engine) put(key, value string) {
 	e.t.Helper()
-	if err := e.storage.InmemStorage.Put(e.t.Context(), &logical.StorageEntry{Key: key, Value: []byte(value)}); err != nil {
+	entry := &logical.StorageEntry{Key: key, Value: []byte(value)}
+	if err := e.storage.InmemStorage.Put(e.t.Context(), entry); err != nil {
 		e.t.Fatal(err)
 	}
-}
-
-// held counts the credentials that are kept in memory.
-func (e *engine) held() int {
-	n := 0
-	e.credentials.Range(func(any, any) bool { n++; return true })
-	return n
 }
 
 // tick is Vault's periodic call.
 func (e *engine) tick() {
 	e.t.Helper()
-	_, err := e.HandleRequest(e.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: e.storage, MountPoint: "autopay/"})
-	if err != nil {
-		e.t.Fatal(err)
-	}
+	tick := &logical.Request{Operation: logical.RollbackOperation, Storage: e.storage, MountPoint: "autopay/"}
+	e.ok(e.HandleRequest(e.t.Context(), tick))
+}
+
+// edit changes the stored config of the default credential, as another node does.
+func (e *engine) edit(old, now string) {
+	e.t.Helper()
+	e.put("config/default", strings.Replace(e.stored("config/default"), old, now, 1))
+	e.InvalidateKey(e.t.Context(), "config/default")
 }
 
 // minute lets a minute pass, with Vault's periodic call at its end.
@@ -310,6 +340,16 @@ func bubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, f)
+}
+
+// scenes runs named subtests, each in a bubble of its own with an engine that has a
+// token.
+func scenes(t *testing.T, all map[string]func(e *engine)) {
+	t.Helper()
+	t.Parallel()
+	for name, scene := range all {
+		runInBubble(t, name, func(t *testing.T) { scene(configured(t)) })
+	}
 }
 
 // runInBubble runs a named subtest in a bubble of its own, beside the others.
@@ -344,6 +384,16 @@ func say(resp *logical.Response, err error) string {
 	}
 	return err.Error()
 }
+
+// fault is a fault of Autopay, which lasts.
+func fault(kind string) autopaysim.Fault { return autopaysim.Fault{Kind: kind} }
+
+// once is a fault that hits one request.
+func once(f autopaysim.Fault) autopaysim.Fault { f.Times = 1; return f }
+
+func status(code int) autopaysim.Fault { return autopaysim.Fault{Kind: "status", Status: code} }
+
+func delay(by time.Duration) autopaysim.Fault { return autopaysim.Fault{Kind: "delay", Delay: by} }
 
 func retryAfter(status int, value string) autopaysim.Fault {
 	return autopaysim.Fault{Kind: "status", Status: status, Header: http.Header{"Retry-After": {value}}}
@@ -389,36 +439,35 @@ func (s *spyStorage) run(ctx context.Context, op, key string, do func() error) e
 // heal ends all failures.
 func (s *spyStorage) heal() { s.set(nil) }
 
-// failOn makes one operation, or each ("") fail on all keys with a prefix.
-func (s *spyStorage) failOn(operation, prefix string, err error) {
+// failWhen makes operations fail.
+func (s *spyStorage) failWhen(err error, which func(op, key string) bool) {
 	s.set(func(_ context.Context, op, key string, do func() error) error {
-		if (operation == "" || op == operation) && strings.HasPrefix(key, prefix) {
+		if which(op, key) {
 			return err
 		}
 		return do()
 	})
 }
 
+// failOn makes one operation, or each ("") fail on all keys with a prefix.
+func (s *spyStorage) failOn(operation, prefix string, err error) {
+	s.failWhen(err, func(op, key string) bool {
+		return (operation == "" || op == operation) && strings.HasPrefix(key, prefix)
+	})
+}
+
 // readOnly makes writes fail as Vault refuses them on keys with a prefix, in the form in
 // which the error crosses the plugin boundary.
-func (s *spyStorage) readOnly(prefixes ...string) {
-	s.set(func(_ context.Context, op, key string, do func() error) error {
-		if op != "get" && op != "list" && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(key, p) }) {
-			return errors.New(logical.ErrReadOnly.Error())
-		}
-		return do()
+func (s *spyStorage) readOnly(prefix string) {
+	s.failWhen(errors.New(logical.ErrReadOnly.Error()), func(op, key string) bool {
+		return (op == "put" || op == "delete") && strings.HasPrefix(key, prefix)
 	})
 }
 
 // failPuts makes writes fail. It counts them from 1 and asks which.
 func (s *spyStorage) failPuts(which func(n int64) bool) {
 	var n atomic.Int64
-	s.set(func(_ context.Context, op, _ string, do func() error) error {
-		if op == "put" && which(n.Add(1)) {
-			return errors.New("disk full")
-		}
-		return do()
-	})
+	s.failWhen(errors.New("disk full"), func(op, _ string) bool { return op == "put" && which(n.Add(1)) })
 }
 
 // after calls then once an operation has been done. If then returns an error, the
@@ -436,13 +485,12 @@ func (s *spyStorage) after(then func(op, key string) error) {
 func (s *spyStorage) slow(operation string, takes time.Duration) {
 	s.set(func(ctx context.Context, op, _ string, do func() error) error {
 		if op == operation {
-			left := ctx.Done()
 			if op != "get" {
-				left = nil // heeds no context
+				ctx = context.WithoutCancel(ctx)
 			}
 			select {
 			case <-time.After(takes):
-			case <-left:
+			case <-ctx.Done():
 				return ctx.Err()
 			}
 		}
@@ -511,33 +559,24 @@ func (v *spyView) Tainted() bool {
 	return v.tainted.Load()
 }
 
-// spyEvents is an event system that keeps what it receives, and may fail or hang.
+// spyEvents is an event system that keeps what it receives.
 type spyEvents struct {
-	mu   sync.Mutex // guards sent
-	sent []string   // type, name, data_path and modified of each event
-	all  string     // everything that events held
-	err  error
-	hang bool
-
-	hanging atomic.Int64 // events that are being sent
+	mu     sync.Mutex                  // guards sent and all
+	sent   []string                    // type, name, data_path and modified of each event
+	all    string                      // everything that events held
+	answer func(context.Context) error // to each event
 }
 
 func (s *spyEvents) SendEvent(ctx context.Context, kind logical.EventType, event *logical.EventData) error {
-	if s.hang {
-		s.hanging.Add(1)
-		defer s.hanging.Add(-1)
-		<-ctx.Done()
-		return ctx.Err()
-	}
 	words := []string{string(kind)}
 	for _, key := range []string{"name", logical.EventMetadataDataPath, logical.EventMetadataModified} {
 		words = append(words, event.Metadata.Fields[key].GetStringValue())
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.sent = append(s.sent, strings.Join(words, " "))
 	s.all += event.String()
-	return s.err
+	s.mu.Unlock()
+	return s.answer(ctx)
 }
 
 // take returns the events since the last call.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,27 +38,13 @@ func TestJobs(t *testing.T) {
 	})
 }
 
-// TestCleanDoesNotWaitForHangingStorage: Vault holds a lock for every mount in the
-// process while it calls Clean.
-func TestCleanDoesNotWaitForHangingStorage(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		time.Sleep(2 * time.Minute)
-		e.storage.slow("put", time.Minute) // heeds no context
-		go func() { _, _ = e.write("rotate", nil) }()
-		synctest.Wait()
-		begun := time.Now()
-		e.clean(t.Context())
-		wantWithin(t, begun, cleanTimeout)
-		time.Sleep(2 * time.Minute) // the write ends
-	})
-}
-
 func TestEvents(t *testing.T) {
 	t.Parallel()
-	for name, events := range map[string]*spyEvents{"taken": {}, "refused by the host": {err: errors.New("unknown service Events")}} {
+	for name, answer := range map[string]error{"taken": nil, "refused by the host": errors.New("unknown service Events")} {
 		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{Clients: map[string]string{testID: testSecret, "other": testSecret}})
+			e := newEngine(t, autopaysim.Options{})
+			e.sim.SetClient("other", testSecret)
+			events := &spyEvents{answer: func(context.Context) error { return answer }}
 			e.events = events
 			e.restart()
 			expect := func(when string, want ...string) {
@@ -75,37 +62,33 @@ func TestEvents(t *testing.T) {
 			e.configure("oslo", "client_id", "other")
 			expect("written again as it is")
 
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, ClientID: "other", Times: 1})
+			e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 503, ClientID: "other", Times: 1})
 			time.Sleep(18 * time.Hour)
 			expect("one refresh failed, one went well",
 				"autopay/rotate default token true", "autopay/rotate-fail oslo token/oslo false")
 			time.Sleep(time.Second)
 			expect("recovered", "autopay/rotate oslo token/oslo true")
 
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401})
+			e.sim.SetFault(status(401))
 			time.Sleep(time.Minute)
-			if _, err := e.write("rotate", nil); err == nil {
-				t.Error("rotated")
-			}
+			e.wantCode(502)(e.write("rotate", nil))
 			expect("refused", "autopay/credential-refused default token false")
 			e.token("token")
 			expect("a read")
 			e.configure("default", "rotation_period", 3600)
 			expect("other settings, the same failure", "autopay/config-write default config true")
 
-			if _, err := e.delete("config/oslo"); err != nil {
-				t.Error(err)
-			}
+			e.forget("oslo")
 			expect("deleted", "autopay/config-delete oslo config/oslo true")
-			for _, secret := range []string{testSecret, "sim."} {
-				if strings.Contains(events.all, secret) {
-					t.Errorf("the events hold %q: %s", secret, events.all)
+			for text, want := range map[string]bool{
+				testSecret: false, "sim.": false, `"operation"`: true, `"config-delete"`: true, `"path"`: true,
+			} {
+				if strings.Contains(events.all, text) != want {
+					t.Errorf("the events hold %s: %v: %s", text, !want, events.all)
 				}
 			}
-			if !strings.Contains(events.all, `"operation"`) || !strings.Contains(events.all, `"config-delete"`) || !strings.Contains(events.all, `"path"`) {
-				t.Errorf("operation or path is missing: %s", events.all)
-			}
-			if logs := e.logs.String(); strings.Contains(logs, "unknown service") != (events.err != nil) || strings.Contains(logs, "[ERROR] an event") {
+			logs := e.logs.String()
+			if strings.Contains(logs, "unknown service") != (answer != nil) || strings.Contains(logs, "[ERROR] an event") {
 				t.Errorf("logs:\n%s", logs)
 			}
 		})
@@ -116,8 +99,13 @@ func TestEvents(t *testing.T) {
 func TestEventsHoldUpNothing(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{})
-		events := &spyEvents{hang: true}
-		e.events = events
+		var hanging atomic.Int64
+		e.events = &spyEvents{answer: func(ctx context.Context) error {
+			hanging.Add(1)
+			defer hanging.Add(-1)
+			<-ctx.Done()
+			return ctx.Err()
+		}}
 		e.restart()
 		begun := time.Now()
 		e.configure("default")
@@ -127,7 +115,7 @@ func TestEventsHoldUpNothing(t *testing.T) {
 		synctest.Wait()
 		e.wantRequests(2)
 		time.Sleep(11 * time.Second)
-		if n := events.hanging.Load(); n > 0 {
+		if n := hanging.Load(); n > 0 {
 			t.Errorf("%d events are still being sent", n)
 		}
 		begun = time.Now()

@@ -2,13 +2,10 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/hashicorp/vault/sdk/logical"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
@@ -28,7 +25,7 @@ func TestLedgerWhenStorageFails(t *testing.T) {
 			e.storage.failOn("put", "config/", errors.New("disk full"))
 			e.sim.SetClient("second", testSecret)
 			for range 5 {
-				e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"client_id": "second"}))
+				e.wantCode(http.StatusInternalServerError)(e.write("config", fields{"client_id": "second"}))
 			}
 		}, 7},
 		"a removal is stored later, though the settings have changed since": {func(e *engine) {
@@ -40,7 +37,7 @@ func TestLedgerWhenStorageFails(t *testing.T) {
 			e.configure("default", "request_timeout", 20, "verify", false)
 		}, 1},
 		"a request is not sent, because the answer of storage is lost": {func(e *engine) {
-			e.sim.SetFault(autopaysim.Fault{Kind: "status", Status: 401})
+			e.sim.SetFault(status(401))
 			time.Sleep(18*time.Hour + 10*time.Second) // refused: the next attempt is in 5 minutes
 			e.storage.after(func(string, string) error { return errors.New("the answer is lost") })
 			e.wantCode(http.StatusInternalServerError)(e.write("rotate", nil))
@@ -65,24 +62,22 @@ func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
 	for name, test := range map[string]struct {
 		fault autopaysim.Fault
 		wait  time.Duration
-		says  string
+		until string
 	}{
-		"503":         {autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503}, verifySpacing, "the same write may be tried again at 2000-01-01T00:00:05Z"},
-		"Retry-After": {retryAfter(429, "120"), 2 * time.Minute, "nothing was changed; the same write may be tried again at 2000-01-01T00:02:00Z; to store it without"},
+		"503":         {status(503), verifySpacing, "2000-01-01T00:00:05Z"},
+		"Retry-After": {retryAfter(429, "120"), 2 * time.Minute, "2000-01-01T00:02:00Z; to store it without"},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t)
 			e.sim.SetFault(test.fault)
+			unchanged := e.wantCode(503, "nothing was changed; the same write may be tried again at "+test.until)
 			for range test.wait / time.Second {
-				resp, err := e.write("config", map[string]any{"client_secret": "x"})
-				if e.wantCode(http.StatusServiceUnavailable)(resp, err); !strings.Contains(say(resp, err), test.says) {
-					t.Fatalf("got %q, want %q", say(resp, err), test.says)
-				}
+				unchanged(e.write("config", fields{"client_secret": "x"}))
 				time.Sleep(time.Second)
 			}
 			e.wantRequests(2)
 			e.sim.SetFault(autopaysim.Fault{})
-			e.wantCode(http.StatusBadRequest)(e.write("config", map[string]any{"client_id": "unknown"})) // other settings
+			e.wantCode(http.StatusBadRequest)(e.write("config", fields{"client_id": "unknown"})) // other settings
 			e.sim.SetClient(testID, "x")
 			e.configure("default", "client_secret", "x")
 			e.wantRequests(4)
@@ -95,76 +90,38 @@ func TestAFailedVerificationIsNotRepeatedAtOnce(t *testing.T) {
 func TestFailedWritesMayHaveBeenDone(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		op   logical.Operation
-		data map[string]any
 		key  string // whose answer is lost
+		data fields // nil: a delete
 		path string // of the read that shows it
-		want map[string]any
+		want []any  // nil: nothing is there
 	}{
-		"config, verify=false": {logical.UpdateOperation, map[string]any{"client_id": "b", "verify": false}, "config/", "config", map[string]any{"client_id": "b"}},
-		"config, verified":     {logical.UpdateOperation, map[string]any{"client_id": "b"}, "config/", "config", map[string]any{"client_id": "b"}},
-		"delete, the token":    {logical.DeleteOperation, nil, "token/", "status", map[string]any{"state": "pending"}},
-		"delete, the config":   {logical.DeleteOperation, nil, "config/", "status", nil},
+		"config, verify=false": {"config/", fields{"client_id": "b", "verify": false}, "config", []any{"client_id", "b"}},
+		"config, verified":     {"config/", fields{"client_id": "b"}, "config", []any{"client_id", "b"}},
+		"delete, the token":    {"token/", nil, "status", []any{"state", "pending"}},
+		"delete, the config":   {"config/", nil, "status", nil},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
-			e := newEngine(t, autopaysim.Options{})
+			e := configured(t)
 			e.sim.SetClient("b", testSecret)
-			e.configure("default")
 			e.storage.after(func(op, key string) error {
 				if op != "get" && strings.HasPrefix(key, test.key) {
 					return errors.New("the answer is lost")
 				}
 				return nil
 			})
-			e.wantCode(http.StatusInternalServerError)(e.do(t.Context(), test.op, "config", test.data))
-			e.storage.heal()
-			resp, err := e.read(test.path)
-			if err != nil || (resp == nil) != (test.want == nil) {
-				t.Fatal(resp, err)
+			if fails := e.wantCode(http.StatusInternalServerError); test.data == nil {
+				fails(e.delete("config"))
+			} else {
+				fails(e.write("config", test.data))
 			}
-			for field, want := range test.want {
-				if got := resp.Data[field]; got != want {
-					t.Errorf("%s is %v, want %v", field, got, want)
-				}
+			e.storage.heal()
+			if test.want == nil {
+				e.wantCode(http.StatusNotFound)(e.read(test.path))
+			} else {
+				e.want(test.path, test.want...)
 			}
 		})
 	}
-}
-
-func TestLedgerOutlivesFailedCreations(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{})
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultHang})
-		for i := range 10 {
-			resp, err := e.write("config", map[string]any{"client_id": testID, "client_secret": fmt.Sprint("s", i), "token_request_limit": 3})
-			if code(resp, err) != http.StatusServiceUnavailable {
-				t.Error(resp, err)
-			}
-		}
-		e.wantRequests(3)
-	})
-}
-
-// TestStorageErrorsAreCleaned: what storage says is shown to readers and stored with the
-// failure, so it must be fit for both.
-func TestStorageErrorsAreCleaned(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t, "verify", false)
-		e.storage.failOn("put", "token/", errors.New("disk full:\n\x1b[31m"+strings.Repeat("x", 5000)))
-		resp, err := e.read("token")
-		e.wantCode(http.StatusInternalServerError)(resp, err)
-		if text := say(resp, err); strings.ContainsFunc(text, notPrintable) || len(text) > 500 {
-			t.Errorf("not fit to show: %.200q", text)
-		}
-		e.storage.heal()
-		e.sim.SetFault(retryAfter(503, "3600"))
-		time.Sleep(time.Minute)
-		e.restart()
-		_, _ = e.read("status")
-		if strings.Contains(e.logs.String(), "damaged") {
-			t.Error("the entry that the engine wrote is damaged")
-		}
-	})
 }
 
 // TestDelete leaves nothing, not even the ledger of a creation that failed, also after
@@ -176,8 +133,8 @@ func TestDelete(t *testing.T) {
 		restart, failing bool
 	}{
 		"a credential":               {},
-		"a failed creation":          {autopaysim.Fault{Kind: autopaysim.FaultHang}, false, false},
-		"it after a restart":         {autopaysim.Fault{Kind: autopaysim.FaultHang}, true, false},
+		"a failed creation":          {fault("hang"), false, false},
+		"it after a restart":         {fault("hang"), true, false},
 		"again after one that fails": {failing: true},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
@@ -196,9 +153,7 @@ func TestDelete(t *testing.T) {
 				e.storage.heal()
 			}
 			for range 2 { // to delete what is not there is a 204 too
-				if resp, err := e.delete("config"); resp != nil || err != nil || e.stored("token/default")+e.stored("config/default") != "" {
-					t.Errorf("delete: %v %v; %s is left", resp, err, e.stored("token/default"))
-				}
+				e.forget("default")
 			}
 			e.wantCode(http.StatusBadRequest)(e.read("token"))
 			time.Sleep(48 * time.Hour)
@@ -208,38 +163,5 @@ func TestDelete(t *testing.T) {
 			e.configure("default")
 			e.want("status", "token_requests_24h", 1)
 		})
-	}
-}
-
-// TestJobsNeedCurrentSettings: storage has failed once, so readers are served from
-// memory for a while. A write that comes meanwhile is not made from what is in memory.
-func TestJobsNeedCurrentSettings(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		e := configured(t)
-		e.put("config/default", strings.Replace(e.stored("config/default"), testSecret, "newer-secret", 1))
-		e.InvalidateKey(t.Context(), "config/default") // another node has changed the secret
-		e.storage.failOn("get", "", errors.New("disk"))
-		e.token("token")
-		e.wantCode(http.StatusInternalServerError)(e.write("config", map[string]any{"rotation_period": 600}))
-		e.storage.heal()
-		if resp, err := e.write("config", map[string]any{"rotation_period": 600}); resp != nil || err != nil {
-			t.Error(resp, err)
-		}
-		if stored := e.stored("config/default"); !strings.Contains(stored, "newer-secret") || !strings.Contains(stored, `"rotation_period":600`) {
-			t.Error("the secret that another node has written is lost")
-		}
-	})
-}
-
-// TestARefusedWriteKeepsTheTokenOfADamagedConfig, which may be restored.
-func TestARefusedWriteKeepsTheTokenOfADamagedConfig(t *testing.T) {
-	t.Parallel()
-	e := configured(t)
-	token := e.stored("token/default")
-	e.put("config/default", "x")
-	e.InvalidateKey(t.Context(), "config/default")
-	e.wantCode(http.StatusBadRequest)(e.write("config", map[string]any{"client_id": testID, "client_secret": "wrong"}))
-	if got := e.stored("token/default"); got != token {
-		t.Errorf("stored is now %s", got)
 	}
 }

@@ -12,25 +12,21 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
-	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	promodel "github.com/prometheus/common/model"
 
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// scrape reads the metrics path and returns the engine's samples by series,
-// as in `autopay_token_requests_total{name="default",outcome="success"}`.
+// scrape reads the metrics path and returns the engine's samples by name and values of
+// labels, as in "token_requests_total default success".
 func (e *engine) scrape() map[string]float64 {
 	e.t.Helper()
-	resp, err := e.read("metrics")
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	if kind := resp.Data[logical.HTTPContentType]; !strings.HasPrefix(kind.(string), "text/plain; version=0.0.4;") {
+	data := e.status("metrics")
+	if kind := data[logical.HTTPContentType]; !strings.HasPrefix(kind.(string), "text/plain; version=0.0.4;") {
 		e.t.Errorf("content type %v", kind)
 	}
-	body := resp.Data[logical.HTTPRawBody].([]byte)
+	body := data[logical.HTTPRawBody].([]byte)
 	if strings.Contains(string(body), testSecret) || strings.Contains(string(body), "sim.") {
 		e.t.Errorf("the metrics show a secret:\n%s", body)
 	}
@@ -41,9 +37,19 @@ func (e *engine) scrape() map[string]float64 {
 	}
 	samples := map[string]float64{}
 	for family, metrics := range families {
-		for _, m := range metrics.Metric {
-			if strings.HasPrefix(family, "autopay_") {
-				samples[series(family, m)] = value(m)
+		if name, ours := strings.CutPrefix(family, "autopay_"); ours {
+			for _, m := range metrics.Metric {
+				series := name
+				for _, label := range m.Label {
+					series += " " + label.GetValue()
+				}
+				samples[series] = m.GetCounter().GetValue() + m.GetGauge().GetValue() // one of them is 0
+				if h := m.GetHistogram(); h != nil {
+					samples[series], samples[series+" sum"] = float64(h.GetSampleCount()), h.GetSampleSum()
+					for _, bucket := range h.Bucket {
+						samples[fmt.Sprint(series, " ", bucket.GetUpperBound())] = float64(bucket.GetCumulativeCount())
+					}
+				}
 			}
 		}
 	}
@@ -53,28 +59,15 @@ func (e *engine) scrape() map[string]float64 {
 	return samples
 }
 
-func series(family string, m *dto.Metric) string {
-	labels := make([]string, len(m.Label))
-	for i, l := range m.Label {
-		labels[i] = fmt.Sprintf("%s=%q", l.GetName(), l.GetValue())
-	}
-	return family + "{" + strings.Join(labels, ",") + "}"
-}
+// absent is the value of a series that must not be there.
+const absent = -1
 
-// value is that of a counter or gauge, or the number of a histogram's observations.
-func value(m *dto.Metric) float64 {
-	if m.Histogram != nil {
-		return float64(m.Histogram.GetSampleCount())
-	}
-	return m.GetCounter().GetValue() + m.GetGauge().GetValue()
-}
-
-// metricsHold compares series with what is wanted; -1 means that it must be absent.
-func (e *engine) metricsHold(when string, want map[string]float64) {
+// wantMetrics compares series with what is wanted.
+func (e *engine) wantMetrics(when string, want map[string]float64) {
 	e.t.Helper()
 	got := e.scrape()
 	for _, s := range slices.Sorted(maps.Keys(want)) {
-		if v, there := got[s]; there != (want[s] >= 0) || there && v != want[s] {
+		if v, there := got[s]; there == (want[s] == absent) || there && v != want[s] {
 			e.t.Errorf("%s: %s is %v (there: %v), want %v", when, s, v, there, want[s])
 		}
 	}
@@ -82,9 +75,10 @@ func (e *engine) metricsHold(when string, want map[string]float64) {
 
 func TestMetrics(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour, Clients: map[string]string{testID: testSecret, "other": testSecret}})
+		e := newEngine(t, autopaysim.Options{Lifetime: time.Hour})
+		e.sim.SetClient("other", testSecret)
 		now := float64(time.Now().Unix())
-		if got := e.scrape(); len(got) != 1 || got[`autopay_build_info{version="`+version+`"}`] != 1 {
+		if got := e.scrape(); len(got) != 1 || got["build_info "+version] != 1 {
 			t.Errorf("without credentials: %v", got)
 		}
 
@@ -92,85 +86,76 @@ func TestMetrics(t *testing.T) {
 		e.configure("later", "client_id", "other", "verify", false, "token_request_limit", 1)
 		e.token("token")
 		e.token("token/default")
-		e.metricsHold("with a token", map[string]float64{
-			`autopay_token_requests_total{name="default",outcome="success"}`: 1, `autopay_token_requests_total{name="default",outcome="refused"}`: 0,
-			`autopay_token_requests_total{name="default",outcome="error"}`: 0, `autopay_token_requests_total{name="default",outcome="limited"}`: 0,
-			`autopay_token_request_duration_seconds{name="default"}`: 1, `autopay_token_expiry_timestamp_seconds{name="default"}`: now + 3600,
-			`autopay_token_next_rotation_timestamp_seconds{name="default"}`: now + 2700, `autopay_consecutive_failures{name="default"}`: 0,
-			`autopay_credential_state{name="default",state="ok"}`: 1, `autopay_credential_state{name="default",state="degraded"}`: 0,
-			`autopay_credential_state{name="default",state="failing"}`: 0, `autopay_credential_state{name="default",state="pending"}`: 0,
-			`autopay_token_requests_24h{name="default"}`: 1, `autopay_token_request_limit{name="default"}`: 100,
-			`autopay_token_reads_total{name="default",outcome="ok"}`: 2, `autopay_token_reads_total{name="default",outcome="degraded"}`: 0,
-			`autopay_token_reads_total{name="default",outcome="error"}`: 0, `autopay_credential_state{name="later",state="pending"}`: 1,
-			`autopay_token_requests_total{name="later",outcome="success"}`: 0, `autopay_token_expiry_timestamp_seconds{name="later"}`: -1,
-			`autopay_token_next_rotation_timestamp_seconds{name="later"}`: -1, `autopay_token_request_duration_seconds{name="later"}`: 0,
-			`autopay_token_request_limit{name="later"}`: 1,
+		e.wantMetrics("with a token", map[string]float64{
+			"token_requests_total default success": 1, "token_requests_total default refused": 0,
+			"token_requests_total default error": 0, "token_requests_total default limited": 0,
+			"token_request_duration_seconds default": 1, "consecutive_failures default": 0,
+			"token_expiry_timestamp_seconds default": now + 3600, "token_next_rotation_timestamp_seconds default": now + 2700,
+			"credential_state default ok": 1, "credential_state default degraded": 0,
+			"credential_state default failing": 0, "credential_state default pending": 0,
+			"token_requests_24h default": 1, "token_request_limit default": 100,
+			"token_reads_total default ok": 2, "token_reads_total default degraded": 0, "token_reads_total default error": 0,
+			"token_requests_total later success": 0, "token_request_duration_seconds later": 0,
+			"token_expiry_timestamp_seconds later": absent, "token_next_rotation_timestamp_seconds later": absent,
+			"credential_state later pending": 1, "token_request_limit later": 1,
 		})
 
 		// The refresh fails, and the live token is served until it dies.
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503, ClientID: testID})
+		failing := func(code int) {
+			f := status(code)
+			f.ClientID = testID
+			e.sim.SetFault(f)
+		}
+		failing(503)
 		time.Sleep(46 * time.Minute)
 		synctest.Wait()
 		e.token("token")
-		failed := e.scrape()
-		if n := failed[`autopay_token_requests_total{name="default",outcome="error"}`]; n < 2 ||
-			failed[`autopay_consecutive_failures{name="default"}`] != n ||
-			failed[`autopay_token_request_duration_seconds{name="default"}`] != n+1 {
-			t.Errorf("after failed refreshes: %v", failed)
+		n := e.scrape()["consecutive_failures default"]
+		if n < 2 {
+			t.Errorf("%v failures in a minute", n)
 		}
-		e.metricsHold("in an outage", map[string]float64{
-			`autopay_credential_state{name="default",state="degraded"}`:    1,
-			`autopay_credential_state{name="default",state="ok"}`:          0,
-			`autopay_token_reads_total{name="default",outcome="degraded"}`: 1,
+		e.wantMetrics("in an outage", map[string]float64{
+			"token_requests_total default error": n, "token_request_duration_seconds default": n + 1,
+			"credential_state default degraded": 1, "credential_state default ok": 0,
+			"token_reads_total default degraded": 1,
 		})
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if _, err := e.read("token"); err == nil {
-			t.Error("a token was served after its life")
-		}
-		e.metricsHold("after the token's life", map[string]float64{
-			`autopay_credential_state{name="default",state="failing"}`:  1,
-			`autopay_token_reads_total{name="default",outcome="error"}`: 1,
-			`autopay_token_reads_total{name="default",outcome="ok"}`:    2,
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		e.wantMetrics("after the token's life", map[string]float64{
+			"credential_state default failing": 1, "token_reads_total default error": 1, "token_reads_total default ok": 2,
 		})
 
 		// A refusal, and a request that the limit prevents.
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 401, ClientID: testID})
+		failing(401)
 		e.token("token/later")
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
 		e.wantCode(http.StatusServiceUnavailable)(e.write("rotate/later", nil))
-		e.metricsHold("at the end", map[string]float64{
-			`autopay_token_requests_total{name="default",outcome="refused"}`: 1,
-			`autopay_token_requests_total{name="later",outcome="success"}`:   1,
-			`autopay_token_requests_total{name="later",outcome="limited"}`:   1,
-			`autopay_token_requests_24h{name="later"}`:                       1,
+		e.wantMetrics("at the end", map[string]float64{
+			"token_requests_total default refused": 1, "token_requests_total later success": 1,
+			"token_requests_total later limited": 1, "token_requests_24h later": 1,
 		})
-		e.configure("later", "client_id", "other", "rotation_period", 5) // the token in hand stays
+		e.configure("later", "client_id", "other", "rotation_period", 5) // the current token stays
 		time.Sleep(time.Hour)
 		e.wantCode(http.StatusServiceUnavailable)(e.read("token/later"))
-		e.metricsHold("at the limit", map[string]float64{
-			`autopay_token_requests_total{name="later",outcome="limited"}`: 2,
-			`autopay_token_reads_total{name="later",outcome="error"}`:      1,
-			`autopay_token_next_rotation_timestamp_seconds{name="later"}`:  now + 106*60 + 86400,
+		e.wantMetrics("at the limit", map[string]float64{
+			"token_requests_total later limited": 2, "token_reads_total later error": 1,
+			"token_next_rotation_timestamp_seconds later": now + 106*60 + 86400,
 		})
 
 		// The series of a deleted credential end. A new one of that name starts at 0.
-		if _, err := e.delete("config"); err != nil {
-			t.Fatal(err)
-		}
+		e.forget("default")
 		for s := range e.scrape() {
-			if strings.Contains(s, `"default"`) {
+			if strings.Contains(s, " default") {
 				t.Errorf("%s is there after the delete", s)
 			}
 		}
 		e.sim.SetFault(autopaysim.Fault{})
 		e.configure("default")
-		e.metricsHold("after it was configured again", map[string]float64{
-			`autopay_token_requests_total{name="default",outcome="success"}`: 1,
-			`autopay_token_requests_total{name="default",outcome="error"}`:   0,
-			`autopay_token_reads_total{name="default",outcome="ok"}`:         0,
-			`autopay_token_request_duration_seconds{name="default"}`:         1,
+		e.wantMetrics("after it was configured again", map[string]float64{
+			"token_requests_total default success": 1, "token_requests_total default error": 0,
+			"token_reads_total default ok": 0, "token_request_duration_seconds default": 1,
 		})
 	})
 }
@@ -180,20 +165,15 @@ func TestMetrics(t *testing.T) {
 func TestMetricsOfExchanges(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		e := newEngine(t, autopaysim.Options{Lifetime: 2 * time.Second})
+		e.configure("default", "verify", false)
 		e.storage.slow("put", 5*time.Second)
-		e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second})
-		e.wantCode(http.StatusServiceUnavailable)(e.write("config", withSecret()))
-		n := e.credential("default").counters.Load()
-		var m dto.Metric
-		if err := n.durations.Write(&m); err != nil {
-			t.Fatal(err)
-		}
-		h := m.GetHistogram()
-		if h.GetSampleSum() != 3 || h.Bucket[5].GetCumulativeCount() != 0 || h.Bucket[6].GetCumulativeCount() != 1 || h.Bucket[9].GetUpperBound() != 60 {
-			t.Errorf("an exchange of 3 s is counted as %v", h)
-		}
-		if n.requests[requestSuccess].Load() != 0 || n.requests[requestError].Load() != 1 {
-			t.Error("a token that had expired when it arrived counts as a success")
-		}
+		e.sim.SetFault(delay(3 * time.Second))
+		e.wantCode(http.StatusServiceUnavailable)(e.read("token"))
+		e.wantMetrics("after an exchange of 3 s", map[string]float64{
+			"token_requests_total default success": 0, "token_requests_total default error": 1,
+			"token_request_duration_seconds default": 1, "token_request_duration_seconds default sum": 3,
+			"token_request_duration_seconds default 2.5": 0, "token_request_duration_seconds default 5": 1,
+			"token_request_duration_seconds default 60": 1,
+		})
 	})
 }

@@ -53,11 +53,11 @@ func okResponse(fields map[string]*framework.FieldSchema) map[int][]framework.Re
 func rotationFields() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
 		"token_type":          {Type: framework.TypeString, Required: true, Description: "Always Bearer."},
-		"scope":               {Type: framework.TypeString, Required: true, Description: "What the token may be used for, as Autopay says."},
+		"scope":               {Type: framework.TypeString, Required: true, Description: "Scope that Autopay granted; can be empty."},
 		"expire_time":         {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honoring the token."},
 		"last_vault_rotation": {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the token."},
 		"rotation_period":     {Type: framework.TypeInt64, Required: true, Description: "Seconds from the time this token was obtained until the engine replaces it."},
-		"ttl":                 {Type: framework.TypeInt64, Required: true, Description: "Seconds until the token is due to be replaced, at least 5. Read again then."},
+		"ttl":                 {Type: framework.TypeInt64, Required: true, Description: "Seconds until the engine replaces the token: read it again then."},
 	}
 }
 

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -11,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -18,45 +17,20 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-func TestNothingIsWrittenAfterStop(t *testing.T) {
-	t.Parallel()
-	e := configured(t)
-	writes := e.storage.writes.Load()
-	e.stop()
-	for what, err := range map[string]error{
-		"config": e.environment.put(e.life, configPrefix+"default", newConfigEntry()),
-		"token":  e.environment.put(e.life, tokenPrefix+"default", tokenEntry{}),
-		"delete": e.remove(e.life, "token/default"),
-	} {
-		if !errors.Is(err, context.Canceled) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-	if got := e.storage.writes.Load(); got != writes {
-		t.Errorf("%d writes", got-writes)
-	}
-}
-
 // TestStoredByV010 loads what v0.1.0 stored, and what a later version may add: the
 // same tokens go on, without a request.
 func TestStoredByV010(t *testing.T) {
 	t.Parallel()
-	for name, change := range map[string]func(stored string) string{
-		"as it was stored": func(stored string) string { return stored },
-		"with what a later version adds": func(stored string) string {
-			return strings.Replace(stored, "{", `{"introduced_later":{"a":[1]},`, 1)
-		},
-		"with a rule that came later": func(stored string) string {
-			return strings.Replace(stored, `"request_timeout":10`, `"request_timeout":3600`, 1)
-		},
-		"with a number of a later form": func(stored string) string {
-			return strings.Replace(stored, `"token_request_limit":100`, `"token_request_limit":{"per_day":100}`, 1)
-		},
+	for name, change := range map[string][2]string{
+		"as it was stored":               {},
+		"with what a later version adds": {"{", `{"introduced_later":{"a":[1]},`},
+		"with a rule that came later":    {`"request_timeout":10`, `"request_timeout":3600`},
+		"with a number of a later form":  {`"token_request_limit":100`, `"token_request_limit":{"per_day":100}`},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := newEngine(t, autopaysim.Options{})
 			e.clean(t.Context())
-			e.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: 503}) // the retry of a failed refresh is due
+			e.sim.SetFault(status(503)) // the retry of a failed refresh is due
 			paths, err := filepath.Glob("testdata/v0.1.0/*/*.json")
 			if err != nil || len(paths) == 0 {
 				t.Fatal(paths, err)
@@ -67,88 +41,81 @@ func TestStoredByV010(t *testing.T) {
 					t.Fatal(err)
 				}
 				key, _ := filepath.Rel("testdata/v0.1.0", strings.TrimSuffix(path, ".json"))
-				e.put(filepath.ToSlash(key), change(string(stored)))
+				e.put(filepath.ToSlash(key), strings.Replace(string(stored), change[0], change[1], 1))
 			}
 			time.Sleep(3 * time.Minute) // the entries were stored two minutes into 2000
 			e.start()
+			e.want("status/unproved", "state", "pending")
 			for name, want := range map[string]string{"plain": "2000-01-01T00:02:00Z", "full": "2000-01-01T00:00:00Z"} {
-				resp, err := e.read("token/" + name)
-				if err != nil || resp.IsError() || resp.Data["last_vault_rotation"] != want {
-					t.Errorf("%s: %v %v, want the token of %s", name, resp, err, want)
+				if got := e.ok(e.read("token/" + name)).Data["last_vault_rotation"]; got != want {
+					t.Errorf("%s: the token of %s, want that of %s", name, got, want)
 				}
 			}
-			e.want("status/unproved", "state", "pending")
-			config := e.status("config/full")
-			if config["client_secret_updated_time"] != nil {
-				t.Errorf("client_secret_updated_time is %v, want null", config["client_secret_updated_time"])
-			}
-			if config["rotation_period"] != int64(43200) || config["token_request_limit"] != 7 || !strings.HasPrefix(config["ca_cert"].(string), "-----BEGIN") {
-				t.Errorf("config/full: %v", config)
+			e.want("config/full", "client_secret_updated_time", nil, "rotation_period", int64(43200), "token_request_limit", 7)
+			if ca := e.status("config/full")["ca_cert"].(string); !strings.HasPrefix(ca, "-----BEGIN") {
+				t.Errorf("ca_cert is %q", ca)
 			}
 			e.want("status/plain", "token_requests_24h", 2)
-			e.want("config/plain", "request_timeout", int64(10)) // the default, where it can't be used
-			e.want("config/plain", "token_request_limit", 100)
+			// The defaults, where the stored numbers can't be used.
+			e.want("config/plain", "request_timeout", int64(10), "token_request_limit", 100)
 		})
 	}
 }
 
-// storedFuzz is one run of FuzzStoredEntries. Its clock shows noon of 5 January 2026,
-// which the seeds are written for, until the test moves it.
+// storedFuzz is one run of FuzzStoredEntries.
 type storedFuzz struct {
 	*engine
 	config configEntry // as far as the entries can be read
 	entry  tokenEntry
-	moved  atomic.Int64 // seconds
 	sent   atomic.Int64 // requests that left
-}
-
-func (z *storedFuzz) clock() time.Time {
-	return time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC).Add(time.Duration(z.moved.Load()) * time.Second)
 }
 
 // FuzzStoredEntries starts the engine on any bytes at config/x and token/x, such as
 // entries of other versions or damaged ones. Autopay may be down for the first day.
 func FuzzStoredEntries(f *testing.F) {
 	f.Fuzz(func(t *testing.T, config, token []byte, down bool) {
-		z := &storedFuzz{config: configEntry{TokenRequestLimit: defaultRequestLimit}}
-		_ = json.Unmarshal(config, &z.config)
-		_ = json.Unmarshal(token, &z.entry)
-		open := z.config.ClientID + z.config.TokenURL + z.config.Audience + z.config.CACert + z.entry.Scope
-		if z.entry.Failure != nil {
-			open += z.entry.Failure.Text
-		}
-		if strings.Contains(open, "canary") || strings.Contains(z.entry.AccessToken, testSecret) {
-			t.Skip("a field that is no secret is shown")
-		}
-		z.engine = newEngine(t, autopaysim.Options{Now: z.clock})
-		if down {
-			z.sim.SetFault(autopaysim.Fault{Kind: autopaysim.FaultStatus, Status: http.StatusServiceUnavailable})
-		}
-		inner := z.opts.transport
-		z.opts.now, z.opts.transport = z.clock, roundTripper(func(r *http.Request) (*http.Response, error) {
-			z.sent.Add(1)
-			return inner.RoundTrip(r)
-		})
-		for key, value := range map[string][]byte{"config/x": config, "token/x": token} {
-			_ = z.storage.Put(t.Context(), &logical.StorageEntry{Key: key, Value: value}) // never fails
-		}
-		z.restart()
-		if decoded, err := decodeConfig(config); err == nil {
-			z.config = *decoded
-			z.wantServed()
-		} else {
-			z.wantDamaged()
+		synctest.Test(t, func(t *testing.T) {
+			time.Sleep(time.Until(time.Date(2026, 1, 5, 12, 0, 0, 0, time.UTC))) // for which the seeds are written
+			z := &storedFuzz{config: configEntry{TokenRequestLimit: defaultRequestLimit}}
+			_ = json.Unmarshal(config, &z.config)
+			_ = json.Unmarshal(token, &z.entry)
+			open := z.config.ClientID + z.config.TokenURL + z.config.Audience + z.config.CACert + z.entry.Scope
+			if z.entry.Failure != nil {
+				open += z.entry.Failure.Text
+			}
+			if strings.Contains(open, "canary") || strings.Contains(z.entry.AccessToken, testSecret) {
+				t.Skip("a field that is no secret is shown")
+			}
+			z.engine = newEngine(t, autopaysim.Options{})
+			if down {
+				z.sim.SetFault(status(503))
+			}
+			inner := z.opts.transport
+			z.opts.transport = roundTripper(func(r *http.Request) (*http.Response, error) {
+				z.sent.Add(1)
+				return inner.RoundTrip(r)
+			})
+			z.put("config/x", string(config))
+			z.put("token/x", string(token))
 			z.restart()
-			z.wantDamaged()
-		}
-		z.sim.SetFault(autopaysim.Fault{})
-		z.configure("x", "token_url", "", "audience", "", "ca_cert", "", "rotation_period", 0, "request_timeout", 10, "token_request_limit", 0)
-		z.token("token/x") // live at Autopay
-		z.wantStatus()
-		z.clean(t.Context())
-		if strings.Contains(z.logs.String(), "canary") {
-			t.Error("the log shows a secret or a token")
-		}
+			if decoded, err := decodeConfig(config); err == nil {
+				z.config = *decoded
+				z.wantServed()
+			} else {
+				z.wantDamaged()
+				z.restart()
+				z.wantDamaged()
+			}
+			z.sim.SetFault(autopaysim.Fault{})
+			z.configure("x", "token_url", "", "audience", "", "ca_cert", "",
+				"rotation_period", 0, "request_timeout", 10, "token_request_limit", 0)
+			z.token("token/x") // live at Autopay
+			z.wantStatus()
+			synctest.Wait()
+			if strings.Contains(z.logs.String(), "canary") {
+				t.Error("the log shows a secret or a token")
+			}
+		})
 	})
 }
 
@@ -156,61 +123,56 @@ func FuzzStoredEntries(f *testing.F) {
 func (z *storedFuzz) wantDamaged() {
 	z.t.Helper()
 	z.tick()
-	for path, op := range map[string]logical.Operation{
-		"config/x": logical.ReadOperation, "token/x": logical.ReadOperation, "status/x": logical.ReadOperation, "rotate/x": logical.UpdateOperation,
-	} {
-		resp, err := z.do(z.t.Context(), op, path, nil)
+	damaged := func(resp *logical.Response, err error) {
 		wantFit(z.t, say(resp, err))
-		if code(resp, err) != 500 || !strings.Contains(say(resp, err), "write it again with client_id and client_secret, or delete it") || z.sent.Load() > 0 {
-			z.t.Errorf("%s over a damaged config: %d %q, %d requests", path, code(resp, err), say(resp, err), z.sent.Load())
-		}
+		z.wantCode(500, "write it again with client_id and client_secret, or delete it")(resp, err)
+	}
+	damaged(z.read("config/x"))
+	damaged(z.read("token/x"))
+	damaged(z.read("status/x"))
+	damaged(z.write("rotate/x", nil))
+	if n := z.sent.Load(); n > 0 {
+		z.t.Errorf("%d requests with a damaged config", n)
 	}
 }
 
 // wantServed runs for a day with a config that can be used.
 func (z *storedFuzz) wantServed() {
 	z.t.Helper()
-	if limit := z.wantStatus()["token_request_limit"]; limit != z.config.TokenRequestLimit {
-		z.t.Errorf("the limit is %v, want %d", limit, z.config.TokenRequestLimit)
+	limit := z.config.TokenRequestLimit
+	if got := z.wantStatus()["token_request_limit"]; got != limit {
+		z.t.Errorf("the limit is %v, want %d", got, limit)
 	}
-	kept, _ := decodeToken([]byte(z.stored("token/x")), z.clock())
+	kept, _ := decodeToken([]byte(z.stored("token/x")), time.Now())
 	kept = kept.forGeneration(z.config.Generation)
-	wanted := kept.AccessToken == "" && kept.Failure == nil && checkTokenURL(z.config.tokenRequest().tokenURL) == nil
+	usable := checkTokenURL(z.config.tokenRequest().tokenURL) == nil // else no request may be sent
+	wanted := kept.AccessToken == "" && kept.Failure == nil && usable && (limit == 0 || len(kept.Requests) < limit)
 	z.tick()
-	c := z.credential("x")
-	c.mu.Lock()
-	refresh := c.inFlight
-	c.mu.Unlock()
-	if refresh != nil {
-		_ = refresh.wait(z.t.Context()) // its error is the next reader's
-	}
-	if s, now := c.snap.Load(), z.clock(); !s.live(now) && s.blocked(now) == nil {
-		z.t.Error("the tick does not obtain a token")
-	}
+	synctest.Wait()
 	served := z.serve()
-	full := z.config.TokenRequestLimit > 0 && len(kept.Requests) >= z.config.TokenRequestLimit
-	if n := z.sent.Load(); n > 1 || wanted && n == 0 && !full {
+	if n := z.sent.Load(); n > 1 || wanted && n == 0 {
 		z.t.Errorf("%d requests; one was wanted: %v", n, wanted)
 	}
 	z.restart()
-	if again := z.serve(); again != served {
+	if z.serve() != served {
 		z.t.Error("another token after a restart")
 	}
-	resp, err := z.write("rotate/x", nil)
-	wantFit(z.t, say(resp, err))
+	wantFit(z.t, say(z.write("rotate/x", nil)))
 	z.serve()
 	z.wantStatus()
 
-	before := z.sent.Load()
-	z.moved.Add(24*3600 + 2)
+	z.clean(z.t.Context())
 	z.sim.SetFault(autopaysim.Fault{})
-	usable := checkTokenURL(z.config.tokenRequest().tokenURL) == nil // else no request may be sent
+	before := z.sent.Load()
+	time.Sleep(24*time.Hour + 2*time.Second)
+	z.start()
 	if z.serve() == "" && z.sent.Load() == before && usable {
 		z.t.Error("blocked for more than a day")
 	}
 	z.wantStatus()
-	if _, whole := decodeToken([]byte(z.stored("token/x")), z.clock()); z.sent.Load() > 0 && !whole {
-		z.t.Errorf("the engine wrote what it would drop: %.500s", z.stored("token/x"))
+	stored := z.stored("token/x")
+	if _, whole := decodeToken([]byte(stored), time.Now()); z.sent.Load() > 0 && !whole {
+		z.t.Errorf("the engine wrote what it would drop: %.500s", stored)
 	}
 }
 
@@ -219,34 +181,36 @@ func (z *storedFuzz) serve() string {
 	z.t.Helper()
 	resp, err := z.read("token/x")
 	wantFit(z.t, say(resp, err))
-	if status := code(resp, err); status != http.StatusOK {
-		if status != 500 && status != 502 && status != 503 {
-			z.t.Errorf("token: %d %q", status, say(resp, err))
+	if got := code(resp, err); got != http.StatusOK {
+		if got != 500 && got != 502 && got != 503 {
+			z.t.Errorf("token: %d %q", got, say(resp, err))
 		}
 		return ""
 	}
 	const utc = "2006-01-02T15:04:05Z"
-	now, served := z.clock(), resp.Data["access_token"].(string)
-	expires, err1 := time.Parse(utc, resp.Data["expire_time"].(string))
-	begun, err2 := time.Parse(utc, resp.Data["last_vault_rotation"].(string))
-	period, ttl, life := resp.Data["rotation_period"].(int64), resp.Data["ttl"].(int64), expires.Sub(begun)
+	data, now := resp.Data, time.Now()
+	token := data["access_token"].(string)
+	expires, err1 := time.Parse(utc, data["expire_time"].(string))
+	begun, err2 := time.Parse(utc, data["last_vault_rotation"].(string))
+	period, ttl, life := data["rotation_period"].(int64), data["ttl"].(int64), expires.Sub(begun)
+	old := token == z.entry.AccessToken
 	for what, bad := range map[string]bool{
-		"token":   served == "" || len(served) > 65536 || beyond('!', served) || beyond(' ', resp.Data["scope"].(string)),
+		"token":   token == "" || len(token) > 65536 || beyond('!', token) || beyond(' ', data["scope"].(string)),
 		"time":    err1 != nil || err2 != nil || begun.After(now.Add(30*time.Second)) || life < 0 || life > 3650*24*time.Hour,
 		"ttl":     ttl < 5 || ttl > max(period, 5) || period < 1,
 		"dead":    !now.Before(expires.Add(-min(30*time.Second, life/20))),
-		"origin":  served == z.entry.AccessToken && (z.entry.Generation != z.config.Generation || !expires.Equal(z.entry.ExpireTime)),
+		"origin":  old && (z.entry.Generation != z.config.Generation || !expires.Equal(z.entry.ExpireTime)),
 		"warning": strings.ContainsFunc(strings.Join(resp.Warnings, ""), notPrintable),
 	} {
 		if bad {
-			z.t.Errorf("%s: served at %s: %.500v", what, now, resp.Data)
+			z.t.Errorf("%s: served at %s: %.500v", what, now, data)
 		}
 	}
-	return served
+	return token
 }
 
 // wantStatus reads config and status, and checks that every wait ends.
-func (z *storedFuzz) wantStatus() map[string]any {
+func (z *storedFuzz) wantStatus() fields {
 	z.t.Helper()
 	z.status("config/x")
 	s := z.status("status/x")
@@ -258,10 +222,11 @@ func (z *storedFuzz) wantStatus() map[string]any {
 		}
 		return when
 	}
-	soon := z.clock().Add(24*time.Hour + time.Second)
-	if at("next_attempt").After(soon) || at("next_rotation").After(soon) && at("next_rotation").After(at("expire_time")) ||
-		at("last_error_time").After(z.clock()) || s["consecutive_failures"].(int) < 0 || s["state"] == "pending" && s["expire_time"] != nil {
-		z.t.Errorf("status at %s: %.500v", z.clock(), s)
+	soon := time.Now().Add(24*time.Hour + time.Second)
+	next, late := at("next_rotation"), at("next_attempt").After(soon)
+	if late || next.After(soon) && next.After(at("expire_time")) || at("last_error_time").After(time.Now()) ||
+		s["consecutive_failures"].(int) < 0 || s["state"] == "pending" && s["expire_time"] != nil {
+		z.t.Errorf("status at %s: %.500v", time.Now(), s)
 	}
 	return s
 }
