@@ -27,20 +27,44 @@ func (m *mount) pathStatus() *framework.Path {
 // statusFields are the fields of the response: everything about the health of a
 // credential that token must not show, because its readers watch it for changes.
 func statusFields() map[string]*framework.FieldSchema {
-	return map[string]*framework.FieldSchema{
-		"state":                {Type: framework.TypeString, Required: true, Description: "ok, degraded, failing or pending."},
-		"expire_time":          {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honoring the last token; null before the first token."},
-		"last_vault_rotation":  {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the last token; null before the first token."},
-		"next_rotation":        {Type: framework.TypeTime, Required: true, Description: "Time of the next token request, including backoff and request limit; null before the first token."},
-		"next_rotation_reason": {Type: framework.TypeString, Required: true, Description: "What determines next_rotation: schedule, period, lifetime or retry; empty before the first token."},
-		"last_error":           {Type: framework.TypeString, Required: true, Description: "Why the token can't be replaced; empty if nothing is wrong."},
-		"last_error_time":      {Type: framework.TypeTime, Required: true, Description: "Time of last_error; null if nothing is wrong."},
-		"consecutive_failures": {Type: framework.TypeInt, Required: true, Description: "Failed attempts since the last token."},
-		"next_attempt":         {Type: framework.TypeTime, Required: true, Description: "When the next request may be sent; null if nothing is wrong."},
-		"token_requests_24h":   {Type: framework.TypeInt, Required: true, Description: "Token requests in the last 24 hours that count towards the limit."},
-		"token_request_limit":  {Type: framework.TypeInt, Required: true, Description: "Token requests allowed in any 24 hours; 0 is unlimited."},
-		"plugin_version":       {Type: framework.TypeString, Required: true, Description: "Version of the engine."},
-	}
+	return required(map[string]*framework.FieldSchema{
+		"state": {Type: framework.TypeString, Description: "ok, degraded, failing or pending."},
+		"expire_time": {
+			Type:        framework.TypeTime,
+			Description: "When Autopay stops honoring the last token; null before the first token.",
+		},
+		"last_vault_rotation": {
+			Type:        framework.TypeTime,
+			Description: "When the engine obtained the last token; null before the first token.",
+		},
+		"next_rotation": {
+			Type:        framework.TypeTime,
+			Description: "Time of the next token request, including backoff and request limit; null before the first token.",
+		},
+		"next_rotation_reason": {
+			Type:        framework.TypeString,
+			Description: "What determines next_rotation: schedule, period, lifetime or retry; empty before the first token.",
+		},
+		"last_error": {
+			Type:        framework.TypeString,
+			Description: "Why the token can't be replaced; empty if nothing is wrong.",
+		},
+		"last_error_time":      {Type: framework.TypeTime, Description: "Time of last_error; null if nothing is wrong."},
+		"consecutive_failures": {Type: framework.TypeInt, Description: "Failed attempts since the last token."},
+		"next_attempt": {
+			Type:        framework.TypeTime,
+			Description: "When the next request may be sent; null if nothing is wrong.",
+		},
+		"token_requests_24h": {
+			Type:        framework.TypeInt,
+			Description: "Token requests in the last 24 hours that count towards the limit.",
+		},
+		"token_request_limit": {
+			Type:        framework.TypeInt,
+			Description: "Token requests allowed in any 24 hours; 0 is unlimited.",
+		},
+		"plugin_version": {Type: framework.TypeString, Description: "Version of the engine."},
+	})
 }
 
 // pathStatusRead corresponds to READ on autopay/status[/NAME].

@@ -49,20 +49,33 @@ func okResponse(fields map[string]*framework.FieldSchema) map[int][]framework.Re
 	return map[int][]framework.Response{http.StatusOK: {{Description: "OK", Fields: fields}}}
 }
 
+// required marks fields as those that every response has.
+func required(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
+	for _, field := range fields {
+		field.Required = true
+	}
+	return fields
+}
+
 // rotationFields are the fields of the token path's response, less the token itself.
 func rotationFields() map[string]*framework.FieldSchema {
-	return map[string]*framework.FieldSchema{
-		"token_type":          {Type: framework.TypeString, Required: true, Description: "Always Bearer."},
-		"scope":               {Type: framework.TypeString, Required: true, Description: "Scope that Autopay granted; can be empty."},
-		"expire_time":         {Type: framework.TypeTime, Required: true, Description: "When Autopay stops honoring the token."},
-		"last_vault_rotation": {Type: framework.TypeTime, Required: true, Description: "When the engine obtained the token."},
-		"rotation_period":     {Type: framework.TypeInt64, Required: true, Description: "Seconds from the time this token was obtained until the engine replaces it."},
-		"ttl":                 {Type: framework.TypeInt64, Required: true, Description: "Seconds until the engine replaces the token: read it again then."},
-	}
+	return required(map[string]*framework.FieldSchema{
+		"token_type":          {Type: framework.TypeString, Description: "Always Bearer."},
+		"scope":               {Type: framework.TypeString, Description: "Scope that Autopay granted; can be empty."},
+		"expire_time":         {Type: framework.TypeTime, Description: "When Autopay stops honoring the token."},
+		"last_vault_rotation": {Type: framework.TypeTime, Description: "When the engine obtained the token."},
+		"rotation_period": {
+			Type:        framework.TypeInt64,
+			Description: "Seconds from the time this token was obtained until the engine replaces it.",
+		},
+		"ttl": {Type: framework.TypeInt64, Description: "Seconds until the engine replaces the token: read it again then."},
+	})
 }
 
 // credentialPath is a path with an optional NAME and one operation.
-func credentialPath(path string, op logical.Operation, do *framework.PathOperation, synopsis, description string) *framework.Path {
+func credentialPath(
+	path string, op logical.Operation, do *framework.PathOperation, synopsis, description string,
+) *framework.Path {
 	do.Summary = synopsis
 	return &framework.Path{
 		Pattern: path + framework.OptionalParamRegex(fieldName),
