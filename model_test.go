@@ -93,12 +93,13 @@ func (s *story) tell(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	line := fmt.Sprintf(format, args...)
+	at := fmt.Sprintf("%12s  ", time.Since(start2000).Round(time.Millisecond))
 	if s.times++; line == s.last {
-		s.lines[len(s.lines)-1] = fmt.Sprintf("%12s  %s, %d times", time.Since(start2000).Round(time.Millisecond), line, s.times)
+		s.lines[len(s.lines)-1] = fmt.Sprintf("%s%s, %d times", at, line, s.times)
 		return
 	}
 	s.last, s.times = line, 1
-	s.lines = append(s.lines, fmt.Sprintf("%12s  %s", time.Since(start2000).Round(time.Millisecond), line))
+	s.lines = append(s.lines, at+line)
 	s.lines = s.lines[max(0, len(s.lines)-15):]
 }
 
@@ -148,7 +149,8 @@ func live(t *testing.T, seed uint64, stats *modelStats) {
 		synctest.Wait() // for what ends at the same moment
 	}
 	if t.Failed() {
-		t.Logf("the end of this run (again: go test -run 'TestModel/runs/%d$' . -model.runs=%d):\n%s", seed, seed+1, strings.Join(m.story.lines, "\n"))
+		t.Logf("the end of this run (again: go test -run 'TestModel/runs/%d$' . -model.runs=%d):\n%s",
+			seed, seed+1, strings.Join(m.story.lines, "\n"))
 	}
 }
 
@@ -217,7 +219,8 @@ func (m *model) step(c *modelCredential) {
 		data := map[string]any{
 			"client_id": next, "token_request_limit": limit, "verify": m.rng.IntN(2) == 0,
 		}
-		if schedules := []any{"* * * * *", "*/10 * * * *", "0 3,15 * * *", "CRON_TZ=Europe/Oslo 30 2,14 * * mon-fri"}; m.rng.IntN(2) == 0 {
+		schedules := []any{"* * * * *", "*/10 * * * *", "0 3,15 * * *", "CRON_TZ=Europe/Oslo 30 2,14 * * mon-fri"}
+		if m.rng.IntN(2) == 0 {
 			data["rotation_schedule"] = schedules[m.rng.IntN(len(schedules))]
 		} else {
 			data["rotation_period"] = []any{0, 5, "10m", "9h"}[m.rng.IntN(4)]
@@ -386,10 +389,12 @@ func (m *model) read(c *modelCredential) {
 	if spare <= 0 {
 		m.t.Errorf("rule 4: a token was served %s after its margin began", -spare)
 	}
-	if well && now.Sub(m.since) > time.Minute && s.problem(clock) == nil && timeLeft(clock, s.scheduled) < -time.Second && m.e.credential(c.name).inFlight == nil {
-		m.t.Errorf("rule 3: the token is %s overdue though nothing is wrong", -timeLeft(clock, s.scheduled))
+	well = well && now.Sub(m.since) > time.Minute && s.problem(clock) == nil && m.e.credential(c.name).inFlight == nil
+	if overdue := -timeLeft(clock, s.scheduled); well && overdue > time.Second {
+		m.t.Errorf("rule 3: the token is %s overdue though nothing is wrong", overdue)
 	}
-	if ttl := resp.Data["ttl"].(int64); ttl < 5 || ttl > max(5, resp.Data["rotation_period"].(int64)) || len(resp.Warnings) > 0 && ttl > 60 {
+	ttl, period := resp.Data["ttl"].(int64), resp.Data["rotation_period"].(int64)
+	if ttl < 5 || ttl > max(5, period) || len(resp.Warnings) > 0 && ttl > 60 {
 		m.t.Errorf("rule 5: ttl %d with warnings %v", ttl, resp.Warnings)
 	}
 }
@@ -429,7 +434,8 @@ func (m *model) onRequest(entry autopaysim.Entry) {
 	c.checkPace(m, entry.Time, entry.Fault == autopaysim.FaultSameToken)
 
 	rule := ruleFor(entry.Status, entry.Fault == autopaysim.FaultOAuthError)
-	gotToken := entry.Status == http.StatusOK && slices.Contains([]string{"", "delay", "same_token", "quoted"}, entry.Fault)
+	withToken := []string{"", "delay", "same_token", "quoted"} // faults of answers that have one
+	gotToken := entry.Status == http.StatusOK && slices.Contains(withToken, entry.Fault)
 	gaveUp := entry.Status == 0 && entry.Fault != "close" && entry.Duration < defaultRequestTimeout*time.Second
 	verifying := strings.HasPrefix(c.operator, "config")
 	if gotToken || rule.counts {
@@ -487,7 +493,9 @@ func TestConcurrentLives(t *testing.T) {
 	t.Parallel()
 	for _, secondary := range []bool{false, true} {
 		for seed := range uint64(*modelRuns) {
-			runInBubble(t, fmt.Sprintf("%d, secondary %v", seed, secondary), func(t *testing.T) { newConcurrentLife(t, seed, secondary).run() })
+			runInBubble(t, fmt.Sprintf("%d, secondary %v", seed, secondary), func(t *testing.T) {
+				newConcurrentLife(t, seed, secondary).run()
+			})
 		}
 	}
 }
@@ -508,7 +516,9 @@ func newConcurrentLife(t *testing.T, seed uint64, secondary bool) *concurrentLif
 	})
 	l.engine = l.operator
 	if secondary {
-		l.engine = l.operator.peer(consts.ReplicationPerformanceSecondary, func(node *engine) { node.storage = &spyStorage{primary: l.operator.storage} })
+		l.engine = l.operator.peer(consts.ReplicationPerformanceSecondary, func(node *engine) {
+			node.storage = &spyStorage{primary: l.operator.storage}
+		})
 	}
 	return l
 }
