@@ -476,7 +476,7 @@ type answerRule struct {
 	kind        exchangeKind
 }
 
-// answerRules says what DESIGN.md's rules 5 and 8 mean for each status. It repeats
+// answerRules says what rules 5 and 8 (doc.go) mean for each status. It repeats
 // no condition of the code, so that a test which uses it sees a change of one.
 var answerRules = []answerRule{
 	{0, 199, true, time.Second, outage}, // 0: no answer
