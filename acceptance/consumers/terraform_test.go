@@ -50,7 +50,7 @@ func TestExampleTerraform(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.WantCodes(t, s.TokenFor(t, app), map[string]int{
+	m.As(s.TokenFor(t, app)).WantCodes(t, map[string]int{
 		"GET token/oslo":  http.StatusOK,
 		"GET token":       http.StatusForbidden,
 		"GET config/oslo": http.StatusForbidden,
@@ -60,7 +60,7 @@ func TestExampleTerraform(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.WantCodes(t, s.TokenFor(t, operator), map[string]int{
+	m.As(s.TokenFor(t, operator)).WantCodes(t, map[string]int{
 		"GET token/oslo":  http.StatusForbidden,
 		"GET status/oslo": http.StatusOK,
 		"GET config/oslo": http.StatusOK,
