@@ -188,7 +188,7 @@ func TestExampleSidecar(t *testing.T) {
 	if l.requests < 1000 {
 		t.Errorf("only %d requests", l.requests)
 	}
-	_, answered := issues(p, cred.ID)
+	answered := issues(p, cred.ID)
 	seen := api.tokens()
 	late := time.Duration(0)
 	for i, at := range sortedTimes(seen)[1:] {

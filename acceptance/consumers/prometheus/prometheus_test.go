@@ -119,7 +119,9 @@ func TestExampleQueries(t *testing.T) {
 	}
 
 	var alerts struct {
-		Groups []struct{ Rules []struct{ Alert, Expr string } }
+		Groups []struct {
+			Rules []struct{ Alert, Expr string }
+		}
 	}
 	if err := yaml.Unmarshal([]byte(read(t, "alerts.yml")), &alerts); err != nil || len(alerts.Groups) == 0 {
 		t.Fatalf("no alerts: %v", err)
