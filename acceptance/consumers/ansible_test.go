@@ -16,7 +16,7 @@ import (
 // Ansible has to say: the API gets the token, and the output does not show it.
 func TestExampleAnsible(t *testing.T) {
 	t.Parallel()
-	needs(t, "ansible-playbook")
+	needs(t, "ansible-playbook --version")
 	m, p := exampleVault(t), harness.StartAutopay(t)
 	m.MustWrite(t, "config", p.NewCredential().Config())
 

@@ -25,22 +25,22 @@ func TestExampleApps(t *testing.T) {
 			run: []string{harness.Tool(t, "example-go")},
 		},
 		"java": {
-			needs: [][]string{{"javac", "-version"}, {"java", "-version"}},
+			needs: []string{"javac -version", "java -version"},
 			run:   []string{"java", "-cp", "../../bin/test/example-java", "Demo"},
 		},
 		"node": {
-			needs: [][]string{{"node", "--version"}},
+			needs: []string{"node --version"},
 			run:   []string{"node", "../../examples/node/demo.mjs"},
 		},
 		"python": {
-			needs: [][]string{{python, "-c", "import hvac, requests"}},
+			needs: []string{python + " -c 'import hvac, requests'"},
 			run:   []string{python, "../../examples/python/demo.py"},
 		},
 	}
 	for name, app := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			app.prepare(t)
+			needs(t, app.needs...)
 			m := harness.Enable(t, harness.SharedVault(t))
 			life := startAppLife(t, app, m) // it continues during the next three
 			app.losesItsToken(t, m, "oslo", 24*time.Hour, 0)
