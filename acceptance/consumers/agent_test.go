@@ -155,9 +155,9 @@ func issues(p *harness.Autopay, client string) (answered []time.Time) {
 	return answered
 }
 
-// TestExampleAgent runs Vault Agent with both of the examples' files for a few rotations, one of them with a slow Autopay,
-// one during an outage, and one during an outage that lasts longer than the token. One Agent keeps the token in a file, the
-// other in the environment of a child process. The audit log tells what they did.
+// TestExampleAgent runs Vault Agent with both of the examples' files for a few rotations, one of them with a slow
+// Autopay, one during an outage, and one during an outage that lasts longer than the token. One Agent keeps the token
+// in a file, the other in the environment of a child process. The audit log tells what they did.
 func TestExampleAgent(t *testing.T) {
 	t.Parallel()
 	const period = 8 * time.Second
@@ -215,7 +215,9 @@ func TestExampleAgent(t *testing.T) {
 	for example := range holders {
 		already[example] = len(reads(example))
 	}
-	all("no reads in the outage", func(example string, _ *holder) bool { return len(reads(example)) >= already[example]+2 })
+	all("no reads in the outage", func(example string, _ *holder) bool {
+		return len(reads(example)) >= already[example]+2
+	})
 	p.SetFault(autopaysim.Fault{})
 	reach(held + 1)
 	all("the newest token does not arrive", func(_ string, h *holder) bool { return h.issued() == p.Issued(cred.ID) })
@@ -228,8 +230,8 @@ func TestExampleAgent(t *testing.T) {
 				t.Errorf("%s: a read %v after one with ttl %v, want %v", example, gap, last.TTL, want)
 			}
 		}
-		t.Logf("FIGURE: Vault Agent with %s, a token replaced every %v, once by a slow Autopay, once in an outage: %d reads; "+
-			"%d tokens, each put in place once; out of date for at most %v; dead tokens in place: %d",
+		t.Logf("FIGURE: Vault Agent with %s, a token replaced every %v, once by a slow Autopay, once in an outage: "+
+			"%d reads; %d tokens, each put in place once; out of date for at most %v; dead tokens in place: %d",
 			example, period, len(audited), len(h.tokens), stale.Round(100*time.Millisecond), h.bad)
 	}
 

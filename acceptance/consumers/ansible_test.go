@@ -33,7 +33,9 @@ func TestExampleAnsible(t *testing.T) {
 	harness.DieWithTests(cmd)
 	out, err := cmd.CombinedOutput()
 	m.Saw("output of ansible-playbook for /autopay/", out)
-	for _, missing := range []string{"couldn't resolve module/action 'community.hashi_vault", "Failed to import the required Python library (hvac)"} {
+	for _, missing := range []string{
+		"couldn't resolve module/action 'community.hashi_vault", "Failed to import the required Python library (hvac)",
+	} {
 		if strings.Contains(string(out), missing) && os.Getenv("CI") == "" {
 			t.Skipf("NOT RUN: %s", missing)
 		}

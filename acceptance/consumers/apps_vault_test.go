@@ -152,8 +152,8 @@ func startAPI(t *testing.T, p *harness.Autopay) *exampleAPI {
 	return api
 }
 
-// exampleApp is the demonstration of one language in examples/. It posts each line of its input to API_URL without waiting
-// for the others, and prints the status or the error.
+// exampleApp is the demonstration of one language in examples/. It posts each line of its input to API_URL without
+// waiting for the others, and prints the status or the error.
 type exampleApp struct {
 	needs []string // commands that fail where the example can't run
 	run   []string
@@ -178,7 +178,9 @@ const (
 
 // start runs the application against an API with a Vault token. It uses the credential of a name, which begins with a
 // slash, or the default one.
-func (app exampleApp) start(t *testing.T, m harness.Mount, name string, v *appVault, api *exampleAPI, key string) *process {
+func (app exampleApp) start(
+	t *testing.T, m harness.Mount, name string, v *appVault, api *exampleAPI, key string,
+) *process {
 	t.Helper()
 	a := &process{vaultKey: filepath.Join(t.TempDir(), "vault-token")}
 	a.giveKey(t, key)
@@ -255,8 +257,8 @@ func (a *process) calls(t *testing.T, n int) []string {
 	return lines
 }
 
-// end closes the application's input, waits until it has ended and returns its lines. There must be one for each call, and
-// no Vault token in any.
+// end closes the application's input, waits until it has ended and returns its lines. There must be one for each call,
+// and no Vault token in any.
 func (a *process) end(t *testing.T) []string {
 	t.Helper()
 	a.pause(t)

@@ -36,14 +36,15 @@ func consulTemplateWait(t *testing.T, m harness.Mount, token, path string) (wait
 	return time.Duration(seconds * float64(time.Second)), ""
 }
 
-// TestConsulTemplateWait asks consul-template when it would read again at each stage of a token's life. TestExampleAgent
-// shows when Vault's Agent does, which has an older version of the same code.
+// TestConsulTemplateWait asks consul-template when it would read again at each stage of a token's life.
+// TestExampleAgent shows when Vault's Agent does, which has an older version of the same code.
 func TestConsulTemplateWait(t *testing.T) {
 	t.Parallel()
 	m := harness.Enable(t, harness.SharedVault(t))
 	app := m.TokenFor(t, fmt.Sprintf(`path "%s/token/*" { capabilities = ["read"] }`, m.At))
 
-	refused, none := harness.Answers(http.StatusUnauthorized), autopaysim.Fault{}
+	refused, hangs := harness.Answers(http.StatusUnauthorized), autopaysim.Fault{Kind: autopaysim.FaultHang}
+	none := autopaysim.Fault{}
 	for name, stage := range map[string]struct {
 		period      int
 		lifetime    time.Duration
@@ -55,7 +56,7 @@ func TestConsulTemplateWait(t *testing.T) {
 	}{
 		"fresh-of-a-day":  {0, 24 * time.Hour, none, 1, "ok", false, 64741 * time.Second, 64801 * time.Second},
 		"fresh-of-90-s":   {30, 90 * time.Second, none, 1, "ok", false, 16 * time.Second, 31 * time.Second},
-		"due":             {7, time.Minute, autopaysim.Fault{Kind: autopaysim.FaultHang}, 2, "ok", false, 6 * time.Second, 6 * time.Second},
+		"due":             {7, time.Minute, hangs, 2, "ok", false, 6 * time.Second, 6 * time.Second},
 		"Autopay-is-down": {5, 24 * time.Hour, harness.Down, 2, "degraded", false, 6 * time.Second, 61 * time.Second},
 		"it-refuses":      {5, 24 * time.Hour, refused, 2, "degraded", false, 61 * time.Second, 61 * time.Second},
 		"it-is-up-again":  {5, 24 * time.Hour, harness.Down, 2, "degraded", true, 3541 * time.Second, 3601 * time.Second},

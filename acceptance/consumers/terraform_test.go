@@ -167,10 +167,11 @@ func TestExampleTerraformToken(t *testing.T) {
 	}
 	tf := newTerraform(t, m.Server, "token/", map[string]any{"api_url": p.ResourceURL(), "autopay": data})
 
+	const variable = "variable \"autopay\" {\n  type = map(string)\n  ephemeral = true\n}"
 	text := example(t, "terraform/token/main.tf")
 	for pattern, instead := range map[string]string{
 		`(?s)  required_providers {.*?\n  }\n`:                          "",
-		`(?s)ephemeral "vault_generic_secret" "autopay" {.*?}`:          "variable \"autopay\" {\n  type = map(string)\n  ephemeral = true\n}",
+		`(?s)ephemeral "vault_generic_secret" "autopay" {.*?}`:          variable,
 		regexp.QuoteMeta("ephemeral.vault_generic_secret.autopay.data"): "var.autopay",
 	} {
 		changed := regexp.MustCompile(pattern).ReplaceAllString(text, instead)
@@ -203,7 +204,8 @@ type terraform struct {
 // newTerraform makes a directory of the .tf files in a folder below examples/terraform/.
 func newTerraform(t *testing.T, s *harness.Server, folder string, variables map[string]any) *terraform {
 	t.Helper()
-	if _, err := exec.LookPath("terraform"); err != nil { // in CI too, where there may be no way to install it; make says so
+	// In CI too, where there may be no way to install it. make says so.
+	if _, err := exec.LookPath("terraform"); err != nil {
 		t.Skip("terraform is not on the PATH: NOT RUN")
 	}
 	tf := &terraform{dir: t.TempDir(), variables: variables}
@@ -214,12 +216,14 @@ func newTerraform(t *testing.T, s *harness.Server, folder string, variables map[
 	for _, file := range files {
 		harness.WriteFile(t, filepath.Join(tf.dir, filepath.Base(file)), harness.ReadFile(t, file), 0o600)
 	}
-	tf.env = append(s.Env(s.RootToken), "HOME="+tf.dir, vaultOnPath(t), "CHECKPOINT_DISABLE=1", "TF_IN_AUTOMATION=1", "no_proxy=127.0.0.1")
+	tf.env = s.Env(s.RootToken, "HOME="+tf.dir, vaultOnPath(t), "CHECKPOINT_DISABLE=1", "TF_IN_AUTOMATION=1",
+		"no_proxy=127.0.0.1")
 	tf.run(t, 0, "fmt", "-check", "-diff")
 	return tf
 }
 
-// run fails the test unless terraform ends with an exit code. It returns what terraform prints, which must hold no secret.
+// run fails the test unless terraform ends with an exit code. It returns what terraform prints, which must hold no
+// secret.
 func (tf *terraform) run(t *testing.T, code int, args ...string) string {
 	t.Helper()
 	values, err := json.Marshal(tf.variables)

@@ -99,7 +99,9 @@ func TestOnlyTTLMoves(t *testing.T) {
 	}
 
 	t.Run("after a rotate", func(t *testing.T) {
-		harness.Eventually(t, 2*time.Minute, "the token stays young", func() bool { return time.Since(rotated) > 61*time.Second })
+		harness.Eventually(t, 2*time.Minute, "the token stays young", func() bool {
+			return time.Since(rotated) > 61*time.Second
+		})
 		p.SetFault(autopaysim.Fault{})
 		harness.Eventually(t, 20*time.Second, "no new token", func() bool {
 			return m.Write(t, "rotate", nil).Status == http.StatusOK && p.Issued(cred.ID) == 2

@@ -61,8 +61,8 @@ func TestThousandColdReaders(t *testing.T) {
 				t.Errorf("%d different tokens", len(tokens))
 			}
 			p.WantRequests(t, cred, 1)
-			t.Logf("FIGURE: %d cold readers at once, provider takes %v until the %s: %d request to Autopay, all answered after %v",
-				readers, takes, name, p.Requests(cred.ID), time.Since(began).Round(10*time.Millisecond))
+			t.Logf("FIGURE: %d cold readers at once, provider takes %v until the %s: %d request to Autopay, "+
+				"all answered after %v", readers, takes, name, p.Requests(cred.ID), time.Since(began).Round(10*time.Millisecond))
 		})
 	}
 }

@@ -41,7 +41,8 @@ func TestMainJob(t *testing.T) {
 
 	// The secret is read from a file, to keep it out of the shell's history.
 	file := harness.WriteFile(t, filepath.Join(t.TempDir(), "secret"), cred.Secret, 0o600)
-	write(0, []string{"client_id=" + cred.ID, "client_secret=@" + file, "token_url=" + cred.TokenURL}, "Success! Data written to: "+config)
+	write(0, []string{"client_id=" + cred.ID, "client_secret=@" + file, "token_url=" + cred.TokenURL},
+		"Success! Data written to: "+config)
 
 	vault(0, []string{"read", token}, "access_token", "expire_time", "rotation_period", "ttl")
 	first := field("access_token")
@@ -118,9 +119,7 @@ func TestRotateKeepsYoungToken(t *testing.T) {
 		if a.Status != http.StatusOK || a.Warnings() != "the token is less than 60 seconds old and was not replaced" {
 			t.Errorf("%v, want a warning that the token is young", a)
 		}
-		if got, want := keysOf(a.Data), "expire_time last_vault_rotation rotation_period scope token_type ttl"; got != want {
-			t.Errorf("fields %q, want %q", got, want)
-		}
+		wantKeys(t, a, "expire_time last_vault_rotation rotation_period scope token_type ttl")
 	}
 	m.Token(t, "").WantSame(t, before)
 	p.WantRequests(t, cred, 1)

@@ -16,9 +16,12 @@ import (
 	"vault-plugin-secrets-autopay/acceptance/harness"
 )
 
-// keysOf returns the keys of a JSON object in order.
-func keysOf(object map[string]any) string {
-	return strings.Join(slices.Sorted(maps.Keys(object)), " ")
+// wantKeys checks the keys of an answer's data, in order.
+func wantKeys(t *testing.T, a harness.Answer, want string) {
+	t.Helper()
+	if got := strings.Join(slices.Sorted(maps.Keys(a.Data)), " "); got != want {
+		t.Errorf("fields %q, want %q", got, want)
+	}
 }
 
 // TestTokenShape checks the exact form of a token's answer, which consumers depend
@@ -31,10 +34,7 @@ func TestTokenShape(t *testing.T) {
 	if a.Status != http.StatusOK {
 		t.Fatal(a)
 	}
-
-	if got, want := keysOf(a.Data), "access_token expire_time last_vault_rotation rotation_period scope token_type ttl"; got != want {
-		t.Errorf("fields %q, want %q", got, want)
-	}
+	wantKeys(t, a, "access_token expire_time last_vault_rotation rotation_period scope token_type ttl")
 	if a.Data["token_type"] != "Bearer" || a.Data["scope"] != "customer_club" {
 		t.Errorf("token_type %v, scope %v", a.Data["token_type"], a.Data["scope"])
 	}
@@ -54,7 +54,8 @@ func TestTokenShape(t *testing.T) {
 	}
 
 	// No lease, and nothing besides the data.
-	if a.Fields["lease_id"] != "" || harness.Integer(t, a.Fields, "lease_duration") != 0 || a.Fields["renewable"] != false {
+	duration := harness.Integer(t, a.Fields, "lease_duration")
+	if a.Fields["lease_id"] != "" || duration != 0 || a.Fields["renewable"] != false {
 		t.Errorf("a lease: %v", a)
 	}
 	if a.Fields["warnings"] != nil || a.Fields["auth"] != nil || a.Fields["wrap_info"] != nil {
@@ -105,9 +106,10 @@ func TestStatusShape(t *testing.T) {
 	m, p, cred := harness.Setup(t)
 	m.MustWrite(t, "config", cred.Unverified())
 	want := map[string]any{
-		"state": "pending", "expire_time": nil, "last_vault_rotation": nil, "next_rotation": nil, "next_rotation_reason": "",
-		"last_error": "", "last_error_time": nil, "consecutive_failures": json.Number("0"), "next_attempt": nil,
-		"token_requests_24h": json.Number("0"), "token_request_limit": json.Number("100"), "plugin_version": harness.PluginVersion,
+		"state": "pending", "expire_time": nil, "last_vault_rotation": nil, "next_rotation": nil,
+		"next_rotation_reason": "", "last_error": "", "last_error_time": nil, "next_attempt": nil,
+		"consecutive_failures": json.Number("0"), "token_requests_24h": json.Number("0"),
+		"token_request_limit": json.Number("100"), "plugin_version": harness.PluginVersion,
 	}
 	if got := m.Read(t, "status").Data; !reflect.DeepEqual(got, want) {
 		t.Errorf("status before the first token: %v, want %v", got, want)
@@ -122,7 +124,8 @@ func TestStatusShape(t *testing.T) {
 	}
 	maps.Copy(want, map[string]any{
 		"state": "ok", "expire_time": token.ExpireTime, "last_vault_rotation": token.LastVaultRotation,
-		"next_rotation": got["next_rotation"], "next_rotation_reason": "lifetime", "token_requests_24h": json.Number("1"),
+		"next_rotation": got["next_rotation"], "next_rotation_reason": "lifetime",
+		"token_requests_24h": json.Number("1"),
 	})
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("status %v, want %v", got, want)

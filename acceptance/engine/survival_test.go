@@ -14,8 +14,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestTokenSurvives restarts the server and the plugin in every way there is, upgrades the plugin to another version and
-// downgrades it again. The same token is served after each, and Autopay is not asked.
+// TestTokenSurvives restarts the server and the plugin in every way there is, upgrades the plugin to another version
+// and downgrades it again. The same token is served after each, and Autopay is not asked.
 func TestTokenSurvives(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)

@@ -86,8 +86,8 @@ var response = map[string]any{
 	"ttl": 16320, "expire_time": "2026-01-05T18:00:00Z", "last_vault_rotation": "2026-01-04T18:00:00Z",
 }
 
-// rendersToken checks that a template renders the token and nothing else, because that would change between rotations or
-// not be needed.
+// rendersToken checks that a template renders the token and nothing else, because that would change between rotations
+// or not be needed.
 func rendersToken(t *testing.T, text string, funcs template.FuncMap, data any) {
 	t.Helper()
 	parsed, err := template.New("").Funcs(funcs).Option("missingkey=error").Parse(text)
@@ -101,10 +101,11 @@ func rendersToken(t *testing.T, text string, funcs template.FuncMap, data any) {
 	}
 }
 
-// Those of the injector's annotations (hashicorp/vault-k8s, agent-inject/agent/annotations.go) that the example may use.
-// The last three end in the name of a secret.
+// Those of the injector's annotations (hashicorp/vault-k8s, agent-inject/agent/annotations.go) that the example may
+// use. The last three end in the name of a secret.
 var annotations = regexp.MustCompile(`^vault\.hashicorp\.com/(?:agent-inject|role|agent-run-as-same-user|` +
-	`agent-service-account-token-volume-name|template-config-exit-on-retry-failure|agent-inject-(?:secret|template|perms)-(.+))$`)
+	`agent-service-account-token-volume-name|template-config-exit-on-retry-failure|` +
+	`agent-inject-(?:secret|template|perms)-(.+))$`)
 
 func TestExampleAgentInjector(t *testing.T) {
 	t.Parallel()

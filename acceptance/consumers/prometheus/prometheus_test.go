@@ -27,8 +27,8 @@ var values = map[string]map[string][]string{
 	"autopay_token_reads_total":    {"outcome": {"ok", "degraded", "error"}},
 }
 
-// readSeries returns all series that the engine exposes at autopay/metrics, with their labels. It reads docs/api.md, which
-// a test holds to the code.
+// readSeries returns all series that the engine exposes at autopay/metrics, with their labels. It reads docs/api.md,
+// which a test holds to the code.
 func readSeries(t *testing.T) map[string][]string {
 	t.Helper()
 	series := map[string][]string{"up": {"job", "instance"}} // made by Prometheus itself
