@@ -27,7 +27,10 @@ func TestBadFields(t *testing.T) {
 		"client_id": {""},
 		"client_secret": {
 			"", json.Number(number), json.Number("0." + number), json.Number(number + "0000000"), true,
-			[]any{json.Number(number)}, []any{nil}, map[string]any{}, map[string]any{harness.CanaryAudited: true},
+			[]any{json.Number(number)},
+			[]any{nil},
+			map[string]any{},
+			map[string]any{harness.CanaryAudited: true},
 		},
 		"token_url": {
 			secret, "http://" + autopay + secret, "https://u:" + secret + "@" + autopay, "https://" + autopay + "\x7f" + secret,
@@ -67,7 +70,9 @@ func TestRefusedWrites(t *testing.T) {
 		{"a refusal that echoes the secret", autopaysim.Fault{Kind: autopaysim.FaultEchoSecret}, http.StatusBadRequest, ""},
 		{"an outage", harness.Down, http.StatusServiceUnavailable, "verify=false"},
 		{
-			"a malformed answer", autopaysim.Fault{Kind: autopaysim.FaultMalformed}, http.StatusServiceUnavailable,
+			"a malformed answer",
+			autopaysim.Fault{Kind: autopaysim.FaultMalformed},
+			http.StatusServiceUnavailable,
 			"the same write may be tried again at",
 		},
 	} {
