@@ -24,4 +24,3 @@ echo "lint: go.mod is tidy"
 for module in . tools tools/release tools/test examples/go acceptance/consumers/{manifests,prometheus,terraform,consultemplate} acceptance/kubernetes/{servers,externalsecrets}; do
   go -C "$module" mod tidy -diff
 done
-go -C acceptance/consumers/consultemplate mod tidy -diff -modfile=newest.mod

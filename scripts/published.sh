@@ -4,8 +4,7 @@
 #
 #   scripts/published.sh NAME MODULE DIRECTORY PACKAGE [FLAG...]
 #
-# DIRECTORY holds the go.mod that requires MODULE, or the file that -modfile=FILE among the flags names. In a flag,
-# VERSION stands for the version of MODULE.
+# DIRECTORY holds the go.mod that requires MODULE. In a flag, VERSION stands for the version of MODULE.
 set -euo pipefail
 
 say() { printf '%s\n' "$*" >&2; }
@@ -16,15 +15,11 @@ die() {
 
 name=$1 module=$2 directory=$3 package=$4
 shift 4
-modfile=go.mod
-for flag in "$@"; do
-  case $flag in -modfile=*) modfile=${flag#*=} ;; esac
-done
 
 scripts=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$scripts/../$directory"
-version=$(awk -v module="$module" '{ for (i = 1; i < NF; i++) if ($i == module && $(i + 1) ~ /^v/) { print substr($(i + 1), 2); exit } }' "$modfile")
-[ -n "$version" ] || die "no version of $module in $directory/$modfile"
+version=$(awk -v module="$module" '{ for (i = 1; i < NF; i++) if ($i == module && $(i + 1) ~ /^v/) { print substr($(i + 1), 2); exit } }' go.mod)
+[ -n "$version" ] || die "no version of $module in $directory/go.mod"
 # -dwarf=false saves an eighth of the compiler's time; -s -w would drop the debugger's tables at the end anyway. The standard
 # library is compiled as for the plugin, so that both share it.
 flags=(-trimpath -gcflags=all=-dwarf=false -gcflags=std= -ldflags '-s -w' "${@//VERSION/v$version}")

@@ -35,7 +35,7 @@ say_missing() {
   done
   python3 -c 'import hvac, requests' 2>/dev/null || /usr/bin/python3 -c 'import hvac, requests' 2>/dev/null ||
     echo "test: Python's hvac is not installed, so its example will NOT RUN (on Debian: apt-get install python3-hvac python3-requests)" >&2
-  type -P terraform >/dev/null || echo "test: terraform is not installed, so its examples will NOT RUN, only the API calls that it makes" >&2
+  type -P terraform >/dev/null || echo "test: terraform is not installed, so its examples will NOT RUN" >&2
 }
 
 bin=$PWD/bin/test

@@ -75,9 +75,8 @@ formats() {
 }
 consumers() {
   local consul_template=github.com/hashicorp/consul-template directory=acceptance/consumers/consultemplate
-  want published consul-template $consul_template $directory $consul_template -modfile=newest.mod
-  want published consul-template-wait-newest $consul_template $directory . -modfile=newest.mod
-  want published consul-template-wait-vault $consul_template $directory .
+  want published consul-template $consul_template $directory $consul_template
+  want published consul-template-wait $consul_template $directory .
   if type -P terraform >/dev/null; then
     want published terraform-provider-vault github.com/hashicorp/terraform-provider-vault acceptance/consumers/terraform \
       github.com/hashicorp/terraform-provider-vault

@@ -16,7 +16,7 @@ import (
 // Ansible has to say: the API gets the token, and the output does not show it.
 func TestExampleAnsible(t *testing.T) {
 	t.Parallel()
-	needs(t, "ansible-playbook")
+	needs(t, "ansible-playbook --version")
 	m, p := exampleVault(t), harness.StartAutopay(t)
 	m.MustWrite(t, "config", p.NewCredential().Config())
 
@@ -33,7 +33,9 @@ func TestExampleAnsible(t *testing.T) {
 	harness.DieWithTests(cmd)
 	out, err := cmd.CombinedOutput()
 	m.Saw("output of ansible-playbook for /autopay/", out)
-	for _, missing := range []string{"couldn't resolve module/action 'community.hashi_vault", "Failed to import the required Python library (hvac)"} {
+	for _, missing := range []string{
+		"couldn't resolve module/action 'community.hashi_vault", "Failed to import the required Python library (hvac)",
+	} {
 		if strings.Contains(string(out), missing) && os.Getenv("CI") == "" {
 			t.Skipf("NOT RUN: %s", missing)
 		}

@@ -25,22 +25,22 @@ func TestExampleApps(t *testing.T) {
 			run: []string{harness.Tool(t, "example-go")},
 		},
 		"java": {
-			needs: [][]string{{"javac", "-version"}, {"java", "-version"}},
+			needs: []string{"javac -version", "java -version"},
 			run:   []string{"java", "-cp", "../../bin/test/example-java", "Demo"},
 		},
 		"node": {
-			needs: [][]string{{"node", "--version"}},
+			needs: []string{"node --version"},
 			run:   []string{"node", "../../examples/node/demo.mjs"},
 		},
 		"python": {
-			needs: [][]string{{python, "-c", "import hvac, requests"}},
+			needs: []string{python + " -c 'import hvac, requests'"},
 			run:   []string{python, "../../examples/python/demo.py"},
 		},
 	}
 	for name, app := range tests {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			app.prepare(t)
+			needs(t, app.needs...)
 			m := harness.Enable(t, harness.SharedVault(t))
 			life := startAppLife(t, app, m) // it continues during the next three
 			app.losesItsToken(t, m, "oslo", 24*time.Hour, 0)
@@ -149,8 +149,8 @@ func (l *appLife) allGood(t *testing.T, lines []string) {
 	l.next = len(lines)
 }
 
-// instead makes the API answer some calls in another way, and returns the lines of those calls. The application must not
-// read Vault or rotate because of them.
+// instead makes the API answer some calls in another way, and returns the lines of those calls. The application must
+// not read Vault or rotate because of them.
 func (l *appLife) instead(t *testing.T, answer http.HandlerFunc) []string {
 	t.Helper()
 	l.allGood(t, l.pause(t))
@@ -169,8 +169,8 @@ func (l *appLife) instead(t *testing.T, answer http.HandlerFunc) []string {
 	return odd
 }
 
-// forbidden makes the API answer 403. No other token would help. It comes long after the last 401, so that nothing but the
-// status keeps the application from a read.
+// forbidden makes the API answer 403. No other token would help. It comes long after the last 401, so that nothing but
+// the status keeps the application from a read.
 func (l *appLife) forbidden(t *testing.T) {
 	t.Helper()
 	allAre(t, l.instead(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }), "403")
@@ -192,8 +192,8 @@ func (l *appLife) redirected(t *testing.T) {
 	}
 }
 
-// revoked revokes the token when Vault already has the next one. All workers together read once, and each repeats its call
-// once.
+// revoked revokes the token when Vault already has the next one. All workers together read once, and each repeats its
+// call once.
 func (l *appLife) revoked(t *testing.T) {
 	t.Helper()
 	l.p.SetLifetime(time.Minute) // for what follows
@@ -253,13 +253,13 @@ func (l *appLife) vaultAway(t *testing.T) {
 	l.m.MustWrite(t, "config", harness.Fields("rotation_period", 50)) // the token that is read next stays
 	l.vault.setMeddle(nil)
 
-	harness.Eventually(t, time.Minute, "no read when Vault is back", func() bool { return l.vault.seen().answered > before.answered })
+	l.vault.answered(t, before.answered+1)
 	l.allGood(t, l.lines(t))
 	l.stall = stall
 }
 
-// asksForAnother revokes the token that Vault still has. The application asks Vault to rotate it. The token is too young for
-// that, but the operator replaces it at the same time.
+// asksForAnother revokes the token that Vault still has. The application asks Vault to rotate it. The token is too
+// young for that, but the operator replaces it at the same time.
 func (l *appLife) asksForAnother(t *testing.T) {
 	t.Helper()
 	// Clients do not rotate a token in the first tenth of its rotation_period.

@@ -4,7 +4,6 @@ package consumers
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,7 +13,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -154,37 +152,18 @@ func startAPI(t *testing.T, p *harness.Autopay) *exampleAPI {
 	return api
 }
 
-// exampleApp is the demonstration of one language in examples/. It posts each line of its input to API_URL without waiting
-// for the others, and prints the status or the error.
+// exampleApp is the demonstration of one language in examples/. It posts each line of its input to API_URL without
+// waiting for the others, and prints the status or the error.
 type exampleApp struct {
-	needs [][]string // commands that fail where the example can't run
+	needs []string // commands that fail where the example can't run
 	run   []string
-}
-
-// prepare skips the test if something that the application needs is missing, and in CI fails it.
-func (app exampleApp) prepare(t *testing.T) {
-	t.Helper()
-	for _, command := range app.needs {
-		if err := exec.CommandContext(t.Context(), command[0], command[1:]...).Run(); err == nil {
-			continue
-		}
-		message := fmt.Sprintf("%s is NOT RUN: %s fails", t.Name(), strings.Join(command, " "))
-		if os.Getenv("CI") != "" {
-			t.Fatal(message)
-		}
-		t.Skip(message)
-	}
 }
 
 // process is a running exampleApp. It gets calls to make until it is paused.
 type process struct {
-	cmd      *exec.Cmd
-	input    io.WriteCloser
-	out      string        // the file that it prints to
-	vaultKey string        // the file that holds its token for Vault
-	keys     []string      // all that was in it
-	ended    chan struct{} // closed when it has ended
-	err      error         // with which it ended
+	*program
+	vaultKey string   // the file that holds its token for Vault
+	keys     []string // all that was in it
 
 	given int           // calls before the last resume
 	stop  chan struct{} // closed to pause
@@ -199,35 +178,16 @@ const (
 
 // start runs the application against an API with a Vault token. It uses the credential of a name, which begins with a
 // slash, or the default one.
-func (app exampleApp) start(t *testing.T, m harness.Mount, name string, v *appVault, api *exampleAPI, key string) *process {
+func (app exampleApp) start(
+	t *testing.T, m harness.Mount, name string, v *appVault, api *exampleAPI, key string,
+) *process {
 	t.Helper()
-	dir := t.TempDir()
-	a := &process{out: filepath.Join(dir, "out"), vaultKey: filepath.Join(dir, "vault-token"), ended: make(chan struct{})}
+	a := &process{vaultKey: filepath.Join(t.TempDir(), "vault-token")}
 	a.giveKey(t, key)
-	out, err := os.Create(a.out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-
-	a.cmd = exec.CommandContext(context.Background(), app.run[0], app.run[1:]...)
-	a.cmd.Env = append(os.Environ(),
+	a.program = startProgram(t, append(os.Environ(),
 		"VAULT_ADDR="+v.web.URL, "VAULT_TOKEN_FILE="+a.vaultKey, "API_URL="+api.web.URL,
 		"AUTOPAY_PATH="+m.At+"/token"+name, "AUTOPAY_ROTATE_PATH="+m.At+"/rotate"+name,
-		"NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1", "PYTHONDONTWRITEBYTECODE=1")
-	a.cmd.Stdout, a.cmd.Stderr = out, out
-	if a.input, err = a.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
-	}
-	harness.DieWithTests(a.cmd)
-	if err := a.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		a.err = a.cmd.Wait()
-		close(a.ended)
-	}()
-	t.Cleanup(func() { _ = a.cmd.Process.Kill() }) // if it still runs
+		"NO_PROXY=127.0.0.1", "no_proxy=127.0.0.1", "PYTHONDONTWRITEBYTECODE=1"), app.run...)
 	a.resume()
 	return a
 }
@@ -278,8 +238,7 @@ func (a *process) giveKey(t *testing.T, key string) {
 // lines returns the whole lines that the application has printed.
 func (a *process) lines(t *testing.T) []string {
 	t.Helper()
-	text := harness.ReadFile(t, a.out)
-	lines := strings.Split(string(text), "\n")
+	lines := strings.Split(string(harness.ReadFile(t, a.log)), "\n")
 	return lines[:len(lines)-1]
 }
 
@@ -289,10 +248,8 @@ func (a *process) calls(t *testing.T, n int) []string {
 	n += len(a.lines(t))
 	var lines []string
 	harness.Eventually(t, time.Minute, "the application makes no calls", func() bool {
-		select {
-		case <-a.ended:
-			t.Fatalf("the application has ended: %v: %q", a.err, a.lines(t))
-		default:
+		if !a.running() {
+			t.Fatalf("the application has ended: %q", a.lines(t))
 		}
 		lines = a.lines(t)
 		return len(lines) >= n
@@ -300,30 +257,21 @@ func (a *process) calls(t *testing.T, n int) []string {
 	return lines
 }
 
-// end closes the application's input, waits until it has ended and returns its lines. There must be one for each call, and
-// no token in any.
+// end closes the application's input, waits until it has ended and returns its lines. There must be one for each call,
+// and no Vault token in any.
 func (a *process) end(t *testing.T) []string {
 	t.Helper()
 	a.pause(t)
 	_ = a.input.Close()
-	select {
-	case <-a.ended:
-		if a.err != nil {
-			t.Errorf("the application: %v", a.err)
-		}
-	case <-time.After(time.Minute):
-		t.Fatal("the application does not end")
+	if code := a.exitCode(t, time.Minute); code != 0 {
+		t.Errorf("the application ends with code %d", code)
 	}
 	lines := a.lines(t)
 	if len(lines) != a.given {
 		t.Errorf("%d lines for %d calls", len(lines), a.given)
 	}
-	text := []byte(strings.Join(lines, "\n"))
-	for _, quote := range harness.FindSecrets(text) {
-		t.Errorf("the application shows %s", quote)
-	}
 	for _, key := range a.keys {
-		if bytes.Contains(text, []byte(key)) {
+		if slices.ContainsFunc(lines, func(line string) bool { return strings.Contains(line, key) }) {
 			t.Error("the application shows its token for Vault")
 		}
 	}

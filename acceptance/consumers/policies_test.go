@@ -89,14 +89,14 @@ func TestExamplePolicies(t *testing.T) {
 		t.Errorf("%d policies, %d of them tested (%v)", len(files), len(policies), err)
 	}
 	for file, wants := range policies {
-		t.Run(file, func(t *testing.T) { m.WantCodes(t, examplePolicy(t, m, file), wants) })
+		t.Run(file, func(t *testing.T) { m.As(examplePolicy(t, m, file)).WantCodes(t, wants) })
 	}
 
 	// Two applications with the same policy, each for its parking operator.
 	for operator, other := range map[string]string{"oslo": "bergen", "bergen": "oslo"} {
 		t.Run("parking-operators.hcl of "+operator, func(t *testing.T) {
 			app := login(t, m.Server, appRole(t, m.Server, "shop-"+operator, "parking-operators.hcl", operator))
-			m.WantCodes(t, app, map[string]int{
+			m.As(app).WantCodes(t, map[string]int{
 				"GET token/" + operator:  ok,
 				"GET token/" + other:     no,
 				"GET token":              no,

@@ -4,6 +4,7 @@ package consumers
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,26 +31,27 @@ func example(t *testing.T, file string, oldNew ...string) string {
 	return text
 }
 
-// needs skips the test when a program is missing. In CI that is a failure.
-func needs(t *testing.T, programs ...string) {
+// needs skips the test when a shell command fails, for example because a program is missing. In CI that is a failure.
+func needs(t *testing.T, commands ...string) {
 	t.Helper()
-	for _, program := range programs {
-		if _, err := exec.LookPath(program); err == nil {
+	for _, command := range commands {
+		if err := exec.CommandContext(t.Context(), "sh", "-c", command).Run(); err == nil {
 			continue
 		}
 		if os.Getenv("CI") != "" {
-			t.Fatalf("%s is missing", program)
+			t.Fatalf("%s fails", command)
 		}
-		t.Skipf("NOT RUN: %s is missing", program)
+		t.Skipf("NOT RUN: %s fails", command)
 	}
 }
 
 // program is a consumer that runs beside the test. When the test ends it is
 // stopped, and its output must hold no secret and no token.
 type program struct {
-	cmd  *exec.Cmd
-	log  string        // the file with its output
-	done chan struct{} // closed when it has ended
+	cmd   *exec.Cmd
+	log   string         // the file with its output
+	input io.WriteCloser // its standard input
+	done  chan struct{}  // closed when it has ended
 }
 
 func startProgram(t *testing.T, env []string, command ...string) *program {
@@ -63,6 +65,9 @@ func startProgram(t *testing.T, env []string, command ...string) *program {
 	p.cmd = exec.CommandContext(context.WithoutCancel(t.Context()), command[0], command[1:]...)
 	p.cmd.Env = env
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	if p.input, err = p.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	harness.DieWithTests(p.cmd)
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -85,12 +85,14 @@ func TestExampleProxy(t *testing.T) {
 
 	// Without a live token the application gets Vault's error after Proxy's two retries.
 	p.SetFault(harness.Down)
-	harness.Eventually(t, time.Minute, "the token goes on", func() bool { return m.Read(t, "status").Data["state"] == "failing" })
+	harness.Eventually(t, time.Minute, "the token does not expire", func() bool {
+		return m.Read(t, "status").Data["state"] == "failing"
+	})
 	began := time.Now()
 	code, _ := proxyRead(t, listen, "X-Vault-Request")
 	took := time.Since(began)
 	if code != http.StatusServiceUnavailable || took > 20*time.Second {
 		t.Errorf("%d after %v, want 503 within 20 s", code, took)
 	}
-	t.Logf("FIGURE: Vault Proxy, no live token: the application gets Vault's 503 after %v", took.Round(100*time.Millisecond))
+	t.Logf("FIGURE: Vault Proxy, no live token: the application gets 503 after %v", took.Round(100*time.Millisecond))
 }

@@ -3,7 +3,7 @@
 package consumers
 
 import (
-	"errors"
+	"bytes"
 	"fmt"
 	"net/http"
 	"os"
@@ -21,23 +21,39 @@ import (
 // TestExampleShell runs the script for cron: each call reads Vault once, and no program's arguments show a token.
 func TestExampleShell(t *testing.T) {
 	t.Parallel()
-	exampleApp{needs: [][]string{{"bash", "--version"}, {"curl", "--version"}, {"jq", "--version"}}}.prepare(t)
+	needs(t, "bash --version", "curl --version", "jq --version")
 	m, p, cred := harness.Setup(t)
 	p.SetLifetime(12 * time.Second)
 	m.MustWrite(t, "config", cred.Config("rotation_period", 5))
 	v, api := forApp(t, m), startAPI(t, p)
-	s := shell{
-		env: append(os.Environ(), "VAULT_ADDR="+v.web.URL, "AUTOPAY_PATH="+m.At+"/token", "NO_PROXY=127.0.0.1"),
-		url: api.web.URL,
+
+	// The arguments of curl, which all users of a machine can see, are written to a file.
+	dir := t.TempDir()
+	spied := filepath.Join(dir, "args")
+	curl := fmt.Sprintf("#!/bin/sh\nprintf '%%s ' \"$@\" >>'%s'\nPATH=${PATH#*:} exec curl \"$@\"\n", spied)
+	harness.WriteFile(t, filepath.Join(dir, "curl"), curl, 0o700)
+	var shown []byte
+	call := func(code int, says, env string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "../../examples/shell/autopay-curl.sh", "-d", postBody, api.web.URL)
+		cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH"), "VAULT_ADDR="+v.web.URL,
+			"AUTOPAY_PATH="+m.At+"/token", "NO_PROXY=127.0.0.1", env)
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		if got := cmd.ProcessState.ExitCode(); got != code || !strings.Contains(string(out), says) {
+			t.Errorf("the script ends with %d, want %d, and says %q: %s", got, code, says, out)
+		}
+		shown = append(shown, out...)
 	}
-	args := s.spy(t, "curl")
 	key := m.TokenFor(t, fmt.Sprintf(`path "%s/token" { capabilities = ["read"] }`, m.At))
 	file := harness.WriteFile(t, filepath.Join(t.TempDir(), "vault-token"), key+"\n", 0o600)
 
 	calls := 0
 	harness.Eventually(t, harness.StartWithin, "no two rotations", func() bool {
 		calls++
-		s.call(t, 0, "", "VAULT_TOKEN_FILE="+file)
+		call(0, "", "VAULT_TOKEN_FILE="+file)
 		v.mu.Lock()
 		defer v.mu.Unlock()
 		return len(slices.Compact(slices.Clone(v.tokens))) >= 3
@@ -49,7 +65,7 @@ func TestExampleShell(t *testing.T) {
 		t.Errorf("%d calls: %d reached the API, which refused %d, %d with a dead token",
 			calls, stats.ResourceRequests, stats.ResourceRefused, stats.DeadTokensSeen)
 	}
-	t.Logf("FIGURE: %s: %d calls over 2 rotations, 0 failed, 0 dead tokens seen, %d reads", t.Name(), calls, v.seen().reads)
+	t.Logf("FIGURE: %s: %d calls over 2 rotations, 0 failed, 0 dead tokens seen", t.Name(), calls)
 
 	var failed atomic.Int32
 	v.setMeddle(func(w http.ResponseWriter, _ *http.Request) bool {
@@ -59,64 +75,26 @@ func TestExampleShell(t *testing.T) {
 		http.Error(w, `{"errors":["Vault is sealed"]}`, http.StatusServiceUnavailable)
 		return true
 	})
-	s.call(t, 0, "", "VAULT_TOKEN="+key)
+	call(0, "", "VAULT_TOKEN="+key)
 	if failed.Load() != 3 {
 		t.Errorf("%d reads of a Vault that answers 503 twice, want 3", failed.Load())
 	}
 	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden} {
 		answer := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
 		api.answer.Store(&answer)
-		s.call(t, 22, fmt.Sprint(status), "VAULT_TOKEN="+key)
+		call(22, fmt.Sprint(status), "VAULT_TOKEN="+key)
 	}
 	api.answer.Store(nil)
 	denied := m.TokenFor(t, `path "other" { capabilities = ["read"] }`)
-	s.call(t, 5, "permission denied", "VAULT_TOKEN="+denied)
+	call(5, "permission denied", "VAULT_TOKEN="+denied)
 
-	shown := append(harness.ReadFile(t, args), s.output...)
+	shown = append(shown, harness.ReadFile(t, spied)...)
 	for _, quote := range harness.FindSecrets(shown) {
 		t.Errorf("the script shows %s", quote)
 	}
 	for _, secret := range []string{key, denied} {
-		if strings.Contains(string(shown), secret) {
+		if bytes.Contains(shown, []byte(secret)) {
 			t.Error("the script shows its token for Vault")
 		}
-	}
-}
-
-// shell runs examples/shell/autopay-curl.sh.
-type shell struct {
-	env    []string
-	url    string
-	output []byte // of all calls
-}
-
-// spy has the arguments of a program that the script runs, which all users of a machine can see, written to a file.
-func (s *shell) spy(t *testing.T, program string) (args string) {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	args = filepath.Join(dir, "args")
-	script := fmt.Sprintf("#!/bin/sh\nprintf '%%s ' \"$@\" >>'%s'\nexec '%s' \"$@\"\n", args, path)
-	harness.WriteFile(t, filepath.Join(dir, program), script, 0o700)
-	s.env = append(s.env, "PATH="+dir+string(os.PathListSeparator)+os.Getenv("PATH"))
-	return args
-}
-
-// call posts to the API, and fails the test unless the script ends with a code, and says something if it must.
-func (s *shell) call(t *testing.T, code int, says string, env ...string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "../../examples/shell/autopay-curl.sh", "-d", postBody, s.url)
-	cmd.Env = append(slices.Clone(s.env), env...)
-	out, err := cmd.CombinedOutput()
-	var failed *exec.ExitError
-	if err != nil && !errors.As(err, &failed) {
-		t.Fatal(err)
-	}
-	s.output = append(s.output, out...)
-	if got := cmd.ProcessState.ExitCode(); got != code || !strings.Contains(string(out), says) {
-		t.Errorf("the script ends with %d, want %d, and says %q: %s", got, code, says, out)
 	}
 }

@@ -3,14 +3,17 @@
 package consumers
 
 import (
+	"archive/zip"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -23,53 +26,61 @@ func TestExampleTerraform(t *testing.T) {
 	t.Parallel()
 	s, p := harness.SharedVault(t), harness.StartAutopay(t)
 	byDefault, oslo := p.NewCredential(), p.NewCredential()
-	mountPath := "autopay-" + harness.Random(4)
-	tf := newTerraform(t, s, map[string]any{
-		"mount":          mountPath,
+	m := harness.Mount{Server: s, At: "autopay-" + harness.Random(4)}
+	secrets := map[string]any{"default": byDefault.Secret, "oslo": oslo.Secret}
+	tf := newTerraform(t, s, "", map[string]any{
+		"mount":          m.At,
 		"token_url":      p.TokenURL(),
 		"client_ids":     map[string]any{"default": byDefault.ID, "oslo": oslo.ID},
-		"client_secrets": map[string]any{"default": byDefault.Secret, "oslo": oslo.Secret},
+		"client_secrets": secrets,
 	})
+	t.Cleanup(func() { _ = s.Root().Sys().Unmount(m.At) }) // destroyed already, unless the test failed
+	rc := filepath.Join(tf.dir, "terraform.rc")
+	harness.WriteFile(t, rc, fmt.Sprintf("provider_installation {\n  dev_overrides { \"hashicorp/vault\" = %q }\n}\n",
+		filepath.Dir(harness.Tool(t, "terraform-provider-vault"))), 0o600)
+	tf.env = append(tf.env, "TF_CLI_CONFIG_FILE="+rc)
+	tf.run(t, 0, "validate")
 
-	asked := func(wantDefault, wantOslo int) {
+	applied := func(wantDefault, wantOslo int) {
 		t.Helper()
+		tf.run(t, 0, "apply", "-auto-approve")
+		tf.isUnchanged(t)
 		p.WantRequests(t, byDefault, wantDefault)
 		p.WantRequests(t, oslo, wantOslo)
 	}
-	m := harness.Mount{Server: s, At: mountPath}
+	replaceSecret := func() {
+		secret := harness.NewSecret()
+		p.SetClient(oslo.ID, secret)
+		secrets["oslo"] = secret
+	}
 
-	tf.apply(t)
-	asked(1, 1)
+	applied(1, 1)
 	first := m.Token(t, "")
+	applied(1, 1)
 
-	tf.isUnchanged(t)
-	tf.apply(t)
-	asked(1, 1)
-
-	app, err := s.Root().Sys().GetPolicyWithContext(t.Context(), mountPath+"-app-oslo")
-	if err != nil {
-		t.Fatal(err)
+	for policy, wants := range map[string]map[string]int{
+		"-app-oslo": {
+			"GET token/oslo":  http.StatusOK,
+			"GET token":       http.StatusForbidden,
+			"GET config/oslo": http.StatusForbidden,
+			"PUT rotate/oslo": http.StatusForbidden,
+		},
+		"-operator": {
+			"GET token/oslo":  http.StatusForbidden,
+			"GET status/oslo": http.StatusOK,
+			"GET config/oslo": http.StatusOK,
+			"LIST config":     http.StatusOK,
+		},
+	} {
+		rules, err := s.Root().Sys().GetPolicy(m.At + policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.As(s.TokenFor(t, rules)).WantCodes(t, wants)
 	}
-	m.WantCodes(t, s.TokenFor(t, app), map[string]int{
-		"GET token/oslo":  http.StatusOK,
-		"GET token":       http.StatusForbidden,
-		"GET config/oslo": http.StatusForbidden,
-		"PUT rotate/oslo": http.StatusForbidden,
-	})
-	operator, err := s.Root().Sys().GetPolicyWithContext(t.Context(), mountPath+"-operator")
-	if err != nil {
-		t.Fatal(err)
-	}
-	m.WantCodes(t, s.TokenFor(t, operator), map[string]int{
-		"GET token/oslo":  http.StatusForbidden,
-		"GET status/oslo": http.StatusOK,
-		"GET config/oslo": http.StatusOK,
-		"LIST config":     http.StatusOK,
-	})
 
 	tf.variables["rotation_period"] = 7200
-	tf.apply(t)
-	asked(1, 1)
+	applied(1, 1)
 	if b := m.Token(t, ""); b.AccessToken != first.AccessToken || b.RotationPeriod != 7200 {
 		t.Errorf("a new rotation_period: token changed %v, rotation_period %d, want the same token and 7200",
 			b.AccessToken != first.AccessToken, b.RotationPeriod)
@@ -77,144 +88,150 @@ func TestExampleTerraform(t *testing.T) {
 
 	// Terraform undoes a change made by hand, without a request to Autopay.
 	m.MustWrite(t, "config/oslo", harness.Fields("rotation_period", 60))
-	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 2 {
-		t.Errorf("plan after a change by hand: exit code %d, want 2\n%s", code, out)
-	}
-	tf.apply(t)
-	tf.isUnchanged(t)
-	asked(1, 1)
+	tf.run(t, 2, "plan", "-detailed-exitcode")
+	applied(1, 1)
 
 	// The output tells of a secret that is replaced by hand, which the provider does not notice.
-	before := tf.mustRun(t, "output", "client_secret_updated_time")
-	secret := harness.NewSecret()
-	p.SetClient(oslo.ID, secret)
-	m.MustWrite(t, "config/oslo", harness.Fields("client_secret", secret))
-	asked(1, 2)
-	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 2 || !strings.Contains(out, "client_secret_updated_time") {
-		t.Errorf("plan after a secret was replaced by hand: exit code %d, want 2\n%s", code, out)
+	before := tf.run(t, 0, "output", "client_secret_updated_time")
+	replaceSecret()
+	m.MustWrite(t, "config/oslo", harness.Fields("client_secret", secrets["oslo"]))
+	if out := tf.run(t, 2, "plan", "-detailed-exitcode"); !strings.Contains(out, "client_secret_updated_time") {
+		t.Errorf("plan after a secret was replaced by hand:\n%s", out)
 	}
-	tf.variables["client_secrets"].(map[string]any)["oslo"] = secret
-	tf.apply(t)
-	asked(1, 2)
-	if after := tf.mustRun(t, "output", "client_secret_updated_time"); after == before {
+	applied(1, 2)
+	if after := tf.run(t, 0, "output", "client_secret_updated_time"); after == before {
 		t.Errorf("client_secret_updated_time did not change: %s", after)
 	}
+	replaceSecret()
+	applied(1, 3)
 
-	secret = harness.NewSecret()
-	p.SetClient(oslo.ID, secret)
-	tf.variables["client_secrets"].(map[string]any)["oslo"] = secret
-	tf.apply(t)
-	asked(1, 3)
-
-	tf.mustRun(t, "destroy", "-auto-approve")
-	asked(1, 3)
+	tf.run(t, 0, "destroy", "-auto-approve")
 	if a := m.Read(t, "token"); a.Status != http.StatusNotFound && a.Status != http.StatusForbidden {
 		t.Errorf("after destroy: %v", a)
 	}
+	p.WantRequests(t, oslo, 3)
 }
 
-// TestExampleTerraformCalls makes the calls that the provider makes, so that they
-// are tested without terraform. Source: terraform-provider-vault,
-// vault/resource_generic_endpoint.go.
-func TestExampleTerraformCalls(t *testing.T) {
+// TestExampleTerraformSecret applies terraform/secret, and looks for the secrets in all that Terraform keeps.
+func TestExampleTerraformSecret(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
-	data := cred.Config("rotation_period", json.Number("0"), "token_request_limit", json.Number("100"))
+	secrets := map[string]any{"oslo": cred.Secret}
+	tf := newTerraform(t, m.Server, "secret/", map[string]any{
+		"mount": m.At, "token_url": p.TokenURL(), "client_ids": map[string]any{"oslo": cred.ID}, "client_secrets": secrets,
+	})
+	tf.run(t, 0, "init")
 
-	// genericEndpointResourceRead overwrites what was given with what a read shows.
-	// The plan is empty if that changes nothing.
-	unchanged := func() {
+	apply := func(requests int) {
 		t.Helper()
-		state := maps.Clone(data)
-		for field, value := range m.Read(t, "config").Data {
-			if _, given := data[field]; given {
-				state[field] = value
-			}
-		}
-		if !maps.Equal(state, data) {
-			t.Errorf("a read makes %v of what was written, %v: a change at every plan", redact(state), redact(data))
-		}
+		tf.run(t, 0, "plan", "-out=plan")
+		tf.run(t, 0, "show", "-json", "plan") // run searches the output
+		tf.run(t, 0, "apply", "plan")
+		tf.isUnchanged(t)
+		p.WantRequests(t, cred, requests)
+		tf.keepsNoSecret(t)
 	}
-	// genericEndpointResourceWrite sends all fields, changed or not, and reads.
-	apply := func() {
-		t.Helper()
-		m.MustWrite(t, "config", data)
-		unchanged()
+	apply(1)
+	m.Token(t, "oslo")
+
+	tf.variables["rotation_period"] = 7200
+	apply(1)
+	if period := m.Token(t, "oslo").RotationPeriod; period != 7200 {
+		t.Errorf("rotation_period %d, want 7200", period)
 	}
 
-	apply()
-	p.WantRequests(t, cred, 1)
+	secrets["oslo"] = harness.NewSecret()
+	p.SetClient(cred.ID, secrets["oslo"].(string))
+	tf.isUnchanged(t) // Terraform can't see it
+	tf.variables["client_secrets_version"] = 2
+	apply(2)
 
-	unchanged() // a second apply refreshes, and has nothing to write
-	p.WantRequests(t, cred, 1)
-
-	apply() // as after terraform apply -replace, or with the state lost
-	p.WantRequests(t, cred, 1)
-
-	data["rotation_period"] = json.Number("7200")
-	apply()
-	p.WantRequests(t, cred, 1)
-
-	data["client_secret"] = harness.NewSecret()
-	p.SetClient(cred.ID, data["client_secret"].(string))
-	apply()
-	p.WantRequests(t, cred, 2)
-
-	m.Do(t, http.MethodDelete, "config", nil).Want(t, "delete", http.StatusNoContent)
-	m.Read(t, "config").Want(t, "read of what is gone", http.StatusNotFound)
-	p.WantRequests(t, cred, 2)
+	tf.variables["client_secrets_version"], secrets["oslo"] = 3, harness.NewSecret() // which Autopay does not know
+	if out := tf.run(t, 1, "apply", "-auto-approve"); !strings.Contains(out, "Autopay refused the credential") {
+		t.Errorf("apply of a wrong secret does not tell the reason:\n%s", out)
+	}
+	tf.keepsNoSecret(t)
+	m.Token(t, "oslo")
 }
 
-func redact(config map[string]any) map[string]any {
-	shown := maps.Clone(config)
-	delete(shown, "client_secret")
-	return shown
+// TestExampleTerraformToken applies terraform/token, whose provider can't be built from published Go modules. In place
+// of the provider's ephemeral resource it puts an ephemeral variable with what that resource reads: each field of the
+// secret, as a string. Source: terraform-provider-vault, internal/vault/secrets/ephemeral/generic_secret.go.
+func TestExampleTerraformToken(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	data := map[string]string{}
+	for field, value := range m.Read(t, "token").Data {
+		data[field] = fmt.Sprint(value)
+	}
+	tf := newTerraform(t, m.Server, "token/", map[string]any{"api_url": p.ResourceURL(), "autopay": data})
+
+	const variable = "variable \"autopay\" {\n  type = map(string)\n  ephemeral = true\n}"
+	text := example(t, "terraform/token/main.tf")
+	for pattern, instead := range map[string]string{
+		`(?s)  required_providers {.*?\n  }\n`:                          "",
+		`(?s)ephemeral "vault_generic_secret" "autopay" {.*?}`:          variable,
+		regexp.QuoteMeta("ephemeral.vault_generic_secret.autopay.data"): "var.autopay",
+	} {
+		changed := regexp.MustCompile(pattern).ReplaceAllString(text, instead)
+		if changed == text {
+			t.Fatalf("the example has no %s", pattern)
+		}
+		text = changed
+	}
+	harness.WriteFile(t, filepath.Join(tf.dir, "main.tf"), text, 0o600)
+	tf.run(t, 0, "init")
+	tf.run(t, 0, "plan", "-out=plan")
+	tf.run(t, 0, "apply", "plan")
+
+	if s := p.Stats(); s.ResourceRequests != 1 || s.ResourceRefused != 0 {
+		t.Errorf("%d requests to the API, %d refused, want 1 that is accepted", s.ResourceRequests, s.ResourceRefused)
+	}
+	tf.run(t, 0, "show", "-json", "plan") // run searches the output
+	if bytes.Contains(harness.ReadFile(t, filepath.Join(tf.dir, "terraform.tfstate")), []byte(data["access_token"])) {
+		t.Error("the state holds the token")
+	}
 }
 
-// terraform is a working directory with the example in it.
+// terraform is a working directory with an example in it.
 type terraform struct {
-	bin       string
 	dir       string
 	env       []string
 	variables map[string]any
 }
 
-func newTerraform(t *testing.T, s *harness.Server, variables map[string]any) *terraform {
+// newTerraform makes a directory of the .tf files in a folder below examples/terraform/.
+func newTerraform(t *testing.T, s *harness.Server, folder string, variables map[string]any) *terraform {
 	t.Helper()
-	bin, err := exec.LookPath("terraform")
-	if err != nil { // in CI too, where there may be no way to install it; make says so
-		t.Skip("terraform is not on the PATH: NOT RUN. TestExampleTerraformCalls makes the same calls")
+	// In CI too, where there may be no way to install it. make says so.
+	if _, err := exec.LookPath("terraform"); err != nil {
+		t.Skip("terraform is not on the PATH: NOT RUN")
 	}
-	tf := &terraform{bin: bin, dir: t.TempDir(), variables: variables}
-
-	for _, file := range []string{"main.tf", "variables.tf"} {
-		harness.WriteFile(t, filepath.Join(tf.dir, file), example(t, "terraform/"+file), 0o600)
+	tf := &terraform{dir: t.TempDir(), variables: variables}
+	files, err := filepath.Glob("../../examples/terraform/" + folder + "*.tf")
+	if err != nil {
+		t.Fatal(err)
 	}
-
-	provider := filepath.Dir(harness.Tool(t, "terraform-provider-vault"))
-	rc := filepath.Join(tf.dir, "terraform.rc")
-	overrides := fmt.Sprintf("provider_installation {\n  dev_overrides { \"hashicorp/vault\" = %q }\n}\n", provider)
-	harness.WriteFile(t, rc, []byte(overrides), 0o600)
-
-	tf.env = []string{
-		"HOME=" + tf.dir, "PATH=" + os.Getenv("PATH"), "CHECKPOINT_DISABLE=1", "TF_IN_AUTOMATION=1",
-		"TF_CLI_CONFIG_FILE=" + rc, "VAULT_ADDR=" + s.Addr, "VAULT_TOKEN=" + s.RootToken,
+	for _, file := range files {
+		harness.WriteFile(t, filepath.Join(tf.dir, filepath.Base(file)), harness.ReadFile(t, file), 0o600)
 	}
-	t.Cleanup(func() { _ = s.Root().Sys().Unmount(variables["mount"].(string)) }) // destroyed already, unless the test failed
-	tf.mustRun(t, "fmt", "-check", "-diff")
-	tf.mustRun(t, "validate")
+	tf.env = s.Env(s.RootToken, "HOME="+tf.dir, vaultOnPath(t), "CHECKPOINT_DISABLE=1", "TF_IN_AUTOMATION=1",
+		"no_proxy=127.0.0.1")
+	tf.run(t, 0, "fmt", "-check", "-diff")
 	return tf
 }
 
-// run returns what terraform prints, which must hold no secret, and its exit code.
-func (tf *terraform) run(t *testing.T, args ...string) (string, int) {
+// run fails the test unless terraform ends with an exit code. It returns what terraform prints, which must hold no
+// secret.
+func (tf *terraform) run(t *testing.T, code int, args ...string) string {
 	t.Helper()
 	values, err := json.Marshal(tf.variables)
 	if err != nil {
 		t.Fatal(err)
 	}
 	harness.WriteFile(t, filepath.Join(tf.dir, "terraform.tfvars.json"), values, 0o600)
-	cmd := exec.CommandContext(t.Context(), tf.bin, append(args, "-no-color")...)
+	cmd := exec.CommandContext(t.Context(), "terraform", append(args, "-no-color")...)
 	cmd.Dir, cmd.Env = tf.dir, tf.env
 	out, err := cmd.CombinedOutput()
 	var failed *exec.ExitError
@@ -224,27 +241,49 @@ func (tf *terraform) run(t *testing.T, args ...string) (string, int) {
 	for _, leak := range harness.FindSecrets(out) {
 		t.Errorf("terraform %v prints %s", args, leak)
 	}
-	return string(out), cmd.ProcessState.ExitCode()
-}
-
-func (tf *terraform) mustRun(t *testing.T, args ...string) string {
-	t.Helper()
-	out, code := tf.run(t, args...)
-	if code != 0 {
-		t.Fatalf("terraform %v: exit code %d\n%s", args, code, out)
+	if got := cmd.ProcessState.ExitCode(); got != code {
+		t.Fatalf("terraform %v: exit code %d, want %d\n%s", args, got, code, out)
 	}
-	return out
-}
-
-func (tf *terraform) apply(t *testing.T) {
-	t.Helper()
-	tf.mustRun(t, "apply", "-auto-approve")
+	return string(out)
 }
 
 // isUnchanged fails the test unless the plan is empty.
 func (tf *terraform) isUnchanged(t *testing.T) {
 	t.Helper()
-	if out, code := tf.run(t, "plan", "-detailed-exitcode"); code != 0 {
-		t.Errorf("plan: exit code %d, want 0, nothing to change\n%s", code, out)
+	tf.run(t, 0, "plan", "-detailed-exitcode")
+}
+
+// keepsNoSecret searches every file in the directory, and what is in the plan, except the file with the variables.
+func (tf *terraform) keepsNoSecret(t *testing.T) {
+	t.Helper()
+	if err := os.Remove(filepath.Join(tf.dir, "terraform.tfvars.json")); err != nil { // run writes it again
+		t.Fatal(err)
+	}
+	plan, err := zip.OpenReader(filepath.Join(tf.dir, "plan"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plan.Close()
+	searched := map[string]bool{}
+	for _, files := range []fs.FS{os.DirFS(tf.dir), plan} {
+		err := fs.WalkDir(files, ".", func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || !entry.Type().IsRegular() {
+				return err
+			}
+			text, err := fs.ReadFile(files, path)
+			for _, leak := range harness.FindSecrets(text) {
+				t.Errorf("%s holds %s", path, leak)
+			}
+			searched[path] = true
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, name := range []string{"terraform.tfstate", "tfplan", "tfstate"} {
+		if !searched[name] {
+			t.Errorf("%s was not there to be searched: %v", name, searched)
+		}
 	}
 }

@@ -24,7 +24,8 @@ func TestClusterServesOneToken(t *testing.T) {
 	want := m.Token(t, "").AccessToken
 
 	for _, node := range nodes {
-		harness.Eventually(t, harness.StartWithin, node.Name+" does not know the mount", func() bool { // a standby of OpenBao, for a moment
+		// A standby of OpenBao does not know the mount for a moment.
+		harness.Eventually(t, harness.StartWithin, node.Name+" does not know the mount", func() bool {
 			return m.On(node).Read(t, "token").Status != http.StatusNotFound
 		})
 		if got := m.On(node).Token(t, "").AccessToken; got != want {

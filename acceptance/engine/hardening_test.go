@@ -3,15 +3,9 @@
 package engine
 
 import (
-	"bytes"
-	"compress/gzip"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 	"unicode"
@@ -20,81 +14,10 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// hostile starts a host that reads a request, sends first, and then sends rest
-// over and over with a pause in between. It returns the host's URL.
-func hostile(t *testing.T, first, rest string, pause time.Duration) string {
+// operator returns the mount for a user with some capabilities on its config paths, and nothing else.
+func operator(t *testing.T, m harness.Mount, capabilities string) harness.Mount {
 	t.Helper()
-	ln, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { ln.Close() })
-	go func() {
-		for {
-			conn, err := ln.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, _ = conn.Read(make([]byte, 64<<10))
-				_, err := io.WriteString(conn, first)
-				for err == nil && rest != "" {
-					_, err = io.WriteString(conn, rest)
-					time.Sleep(pause)
-				}
-				_, _ = io.Copy(io.Discard, conn) // until the other side closes
-			}()
-		}
-	}()
-	return "http://" + ln.Addr().String() + "/oauth/token"
-}
-
-// TestHostileHosts sends a credential to hosts that misbehave. That costs one
-// attempt, which ends at request_timeout at the latest. The credential can be
-// read, written and deleted as before.
-func TestHostileHosts(t *testing.T) {
-	t.Parallel()
-	const (
-		ok   = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
-		slow = 50 * time.Millisecond
-		late = "did not answer within the request_timeout of 1s"
-	)
-	var bomb bytes.Buffer // a good answer when inflated
-	w := gzip.NewWriter(&bomb)
-	_, _ = io.WriteString(w, strings.Repeat(" ", 512<<10)+`{"access_token":"sim.x","token_type":"Bearer","expires_in":60}`)
-	w.Close()
-
-	for name, test := range map[string]struct{ first, rest, says string }{
-		"a drip":           {ok + "\r\n", " ", late},
-		"headers in drips": {ok + "X: ", "x", late},
-		"another protocol": {"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", "", "Autopay answered 101"},
-		"many headers":     {ok, strings.Repeat("X-Header: "+strings.Repeat("x", 1000)+"\r\n", 100), "the connection to Autopay broke"},
-		"early hints":      {"", strings.Repeat("HTTP/1.1 103 Early Hints\r\nX: "+strings.Repeat("x", 1000)+"\r\n\r\n", 100), "the connection to Autopay broke"},
-		"a gzip bomb":      {ok + fmt.Sprintf("Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s", bomb.Len(), bomb.String()), "", "it has a Content-Encoding"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			m, p, cred := harness.Setup(t)
-			m.MustWrite(t, "config", cred.Config())
-			old := m.Snapshot(t, p, cred)
-			bad := cred.Config("token_url", hostile(t, test.first, test.rest, slow), "request_timeout", 1)
-
-			began := time.Now()
-			m.Write(t, "config", bad).Want(t, "write", http.StatusServiceUnavailable, test.says)
-			if took := time.Since(began); took > 30*time.Second {
-				t.Errorf("it took %v", took)
-			}
-			m.WantUnchanged(t, p, cred, old, 0)
-
-			bad["verify"] = false
-			m.MustWrite(t, "config", bad)
-			wantError(t, m, "token", http.StatusServiceUnavailable)
-			m.Do(t, http.MethodDelete, "config", nil).Want(t, "delete", http.StatusNoContent)
-			m.MustWrite(t, "config", cred.Config())
-			m.Token(t, "")
-		})
-	}
+	return m.As(m.TokenFor(t, fmt.Sprintf(`path "%s/config*" { capabilities = %s }`, m.At, capabilities)))
 }
 
 // TestUpdateOnlyOperator gives an operator a policy to update a credential, and
@@ -104,77 +27,49 @@ func TestUpdateOnlyOperator(t *testing.T) {
 	m, p, cred := harness.Setup(t)
 	m.MustWrite(t, "config", cred.Config())
 	old := m.Snapshot(t, p, cred)
-	operator := m.TokenFor(t, fmt.Sprintf(`path "%s/config*" { capabilities = ["update"] }`, m.At))
+	updater, creator := operator(t, m, `["update"]`), operator(t, m, `["create"]`)
 
-	var mu sync.Mutex // guards heard
-	var heard bytes.Buffer
-	own := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		defer mu.Unlock()
-		_, _ = io.Copy(&heard, r.Body)
-		fmt.Fprintln(&heard, r.Header, r.URL)
-		w.WriteHeader(http.StatusServiceUnavailable)
-	}))
-	t.Cleanup(own.Close)
-	write := func(path string, fields map[string]any) int {
-		t.Helper()
-		a := m.As(operator).Do(t, http.MethodPut, path, fields)
-		return a.Status
-	}
+	own := harness.StartAutopay(t)
+	url, secret := own.TokenURL(), harness.NewSecret()
 	for name, fields := range map[string]map[string]any{
-		"another URL":              harness.Fields("token_url", own.URL),
-		"a path of the same host":  harness.Fields("token_url", cred.TokenURL+"/x"),
-		"Autopay's own URL":        harness.Fields("token_url", ""),
-		"another CA":               harness.Fields("ca_cert", harness.OtherCert(t)),
-		"both":                     harness.Fields("token_url", own.URL, "ca_cert", harness.OtherCert(t)),
-		"an empty secret":          harness.Fields("token_url", own.URL, "client_secret", ""),
-		"a null secret":            harness.Fields("token_url", own.URL, "client_secret", nil),
-		"a secret in a list":       harness.Fields("token_url", own.URL, "client_secret", []string{harness.NewSecret()}),
-		"the field in other case":  harness.Fields("token_url", own.URL, "Client_Secret", harness.NewSecret()),
-		"the URL in a list":        harness.Fields("token_url", []string{own.URL}),
-		"another client and URL":   harness.Fields("token_url", own.URL, "client_id", "x"),
-		"another audience and URL": harness.Fields("token_url", own.URL, "audience", own.URL),
+		"another URL":             harness.Fields("token_url", url),
+		"a path of the same host": harness.Fields("token_url", cred.TokenURL+"/x"),
+		"Autopay's own URL":       harness.Fields("token_url", ""),
+		"another CA":              harness.Fields("ca_cert", harness.OtherCert(t)),
+		"an empty secret":         harness.Fields("token_url", url, "client_secret", ""),
+		"a null secret":           harness.Fields("token_url", url, "client_secret", nil),
+		"a secret in a list":      harness.Fields("token_url", url, "client_secret", []string{secret}),
+		"the field in other case": harness.Fields("token_url", url, "Client_Secret", secret),
+		"another client and URL":  harness.Fields("token_url", url, "client_id", "x"),
 	} {
 		for _, verify := range []bool{true, false} {
 			fields["verify"] = verify
-			if got := write("config", fields); got != http.StatusBadRequest {
-				t.Errorf("%s: %d, want 400", name, got)
-			}
+			updater.Write(t, "config", fields).Want(t, name, http.StatusBadRequest, "client_secret")
 		}
 	}
-	if got := write("config/new", harness.Fields("client_id", "x", "client_secret", harness.NewSecret(), "token_url", own.URL)); got != http.StatusForbidden {
-		t.Errorf("a credential of its own: %d, want 403", got)
-	}
-	m.WantCodes(t, operator, map[string]int{
+	updater.WantCodes(t, map[string]int{
 		"GET config": http.StatusForbidden, "GET token": http.StatusForbidden, "GET status": http.StatusForbidden,
 		"DELETE config": http.StatusForbidden, "LIST config": http.StatusForbidden, "PUT rotate": http.StatusForbidden,
 	})
+	// A new name takes the create capability, and an existing one update.
+	updater.Write(t, "config/new", own.NewCredential().Config()).Want(t, "a new name", http.StatusForbidden)
+	creator.Write(t, "config", cred.Config()).Want(t, "an update with create", http.StatusForbidden)
+	creator.Write(t, "config/new", p.NewCredential().Config()).Want(t, "a new name with create", http.StatusNoContent)
+	// The same URL is no change.
+	updater.Write(t, "config", harness.Fields("token_url", cred.TokenURL)).Want(t, "the same URL", http.StatusNoContent)
 	m.WantUnchanged(t, p, cred, old, 0)
-	mu.Lock()
-	if heard.Len() > 0 {
-		t.Errorf("the operator's host heard %s", heard.String())
+	if n := own.Requests(""); n != 0 {
+		t.Errorf("the operator's host got %d requests", n)
 	}
-	mu.Unlock()
 
 	// Another audience or client ID is sent to Autopay only.
-	for _, fields := range []map[string]any{harness.Fields("audience", own.URL), harness.Fields("client_id", "x")} {
-		if got := write("config", fields); got != http.StatusBadRequest {
-			t.Errorf("%v: %d, want Autopay's refusal", fields, got)
-		}
-	}
+	updater.Write(t, "config", harness.Fields("audience", url)).Want(t, "another audience", http.StatusBadRequest)
 	// A URL with a new secret is accepted, and it is the new secret that is sent.
-	mine := harness.NewSecret()
-	if got := write("config", harness.Fields("token_url", own.URL, "client_secret", mine)); got != http.StatusServiceUnavailable {
-		t.Errorf("a URL and a secret of its own: %d, want 503", got)
-	}
-	if got := write("config", harness.Fields("token_url", own.URL, "client_secret", mine, "verify", false)); got/100 != 2 {
-		t.Errorf("the same unproved: %d", got)
-	}
-	wantError(t, m, "token", http.StatusServiceUnavailable)
-	mu.Lock()
-	defer mu.Unlock()
-	if strings.Contains(heard.String(), cred.Secret) || !strings.Contains(heard.String(), mine) {
-		t.Errorf("the operator's host heard %s, want its own secret", heard.String())
+	own.SetClient(cred.ID, secret)
+	change := harness.Fields("token_url", url, "client_secret", secret)
+	updater.Write(t, "config", change).Want(t, "a URL and a secret of its own", http.StatusNoContent)
+	if owner := own.Owner(t, m.Token(t, "").AccessToken); owner != cred.ID || own.Requests("") != 1 {
+		t.Errorf("the token is %q's, after %d requests to the operator's host", owner, own.Requests(""))
 	}
 }
 
@@ -184,31 +79,40 @@ func TestPolicyCanPinTheHost(t *testing.T) {
 	t.Parallel()
 	m, p, cred := harness.Setup(t)
 	m.MustWrite(t, "config", cred.Config())
-	operator := m.TokenFor(t, fmt.Sprintf(`path "%s/config*" {
-  capabilities = ["create", "update"]
-  denied_parameters = { "token_url" = [], "ca_cert" = [] }
-}`, m.At))
-	own := harness.StartAutopay(t)
-	for _, test := range []struct {
-		path   string
-		fields map[string]any
-		want   int
-	}{
-		{"config", harness.Fields("token_url", own.TokenURL(), "client_secret", harness.NewSecret()), http.StatusForbidden},
-		{"config", harness.Fields("ca_cert", harness.OtherCert(t), "client_secret", harness.NewSecret()), http.StatusForbidden},
-		{"config", harness.Fields("TOKEN_URL", own.TokenURL(), "client_secret", harness.NewSecret()), http.StatusForbidden},
-		{"config/new", own.NewCredential().Config(), http.StatusForbidden},
-		{"config", harness.Fields("rotation_period", "1h", "client_secret", cred.Secret), http.StatusNoContent},
+	pinned := operator(t, m, `["create", "update"]
+  denied_parameters = { "token_url" = [], "ca_cert" = [] }`)
+	own := harness.StartAutopay(t).NewCredential()
+	for field, value := range map[string]any{
+		"token_url": own.TokenURL, "TOKEN_URL": own.TokenURL, "ca_cert": harness.OtherCert(t),
 	} {
-		a := m.As(operator).Do(t, http.MethodPut, test.path, test.fields)
-		if a.Status != test.want {
-			t.Errorf("%s %v: %v, want %d", test.path, test.fields["token_url"], a, test.want)
+		fields := harness.Fields(field, value, "client_secret", own.Secret)
+		pinned.Write(t, "config", fields).Want(t, field, http.StatusForbidden)
+	}
+	pinned.Write(t, "config/new", own.Config()).Want(t, "a new name", http.StatusForbidden)
+	pinned.Write(t, "config", harness.Fields("rotation_period", "1h")).Want(t, "rotation_period", http.StatusNoContent)
+	p.WantRequests(t, cred, 1)
+}
+
+// TestQueryParameterDoesNotNameAToken tries to get around a policy with a query
+// parameter. The path alone decides the name.
+func TestQueryParameterDoesNotNameAToken(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	m.MustWrite(t, "config/oslo", p.NewCredential().Config())
+	for path, queries := range map[string][]string{
+		"token":      {"?name=oslo", "?name="},
+		"token/oslo": {"?name=default", "?name="},
+	} {
+		app := m.As(m.TokenFor(t, fmt.Sprintf(`path "%s/%s" { capabilities = ["read"] }`, m.At, path)))
+		want := m.Read(t, path).Data["access_token"]
+		for _, query := range queries {
+			a := app.Read(t, path+query)
+			if a.Status != http.StatusOK || a.Data["access_token"] != want {
+				t.Errorf("%s: %v, want the token of the path's name", path+query, a)
+			}
 		}
 	}
-	if n := own.Requests(""); n != 0 {
-		t.Errorf("the other host was asked %d times", n)
-	}
-	p.WantRequests(t, cred, 1)
 }
 
 // TestHostileWords has Autopay send text that forges log lines, controls a
@@ -224,36 +128,77 @@ func TestHostileWords(t *testing.T) {
 		Body: `{"error":"a\r\n2026-01-01T00:00:00.000Z [ERROR] ` + mark + `","error_description":"\u001b[2J\u001b]0;` + mark +
 			`\u0007\u009b31m\u202e\u2066\u2028\u200b\u0000 {{7*7}} %s %n <script>\n` + mark + `"}`,
 	})
-	a := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret())) // the operator's answer
-	m.MustWrite(t, "config", harness.Fields("client_secret", harness.NewSecret(), "verify", false))
-	b := wantError(t, m, "token", http.StatusBadGateway) // a reader's answer
-	c := m.Read(t, "status")
-	for _, text := range []string{strings.Trim(a.Errors(), "\n"), fmt.Sprint(c.Data["last_error"])} {
-		if !strings.Contains(text, mark) || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) || len([]rune(text)) > 600 {
-			t.Errorf("%q", text)
+	check := func(where, text string) {
+		t.Helper()
+		forged := strings.HasPrefix(text, mark) || strings.HasPrefix(text, "2026-01-01T00:00:00.000Z")
+		if forged || !strings.Contains(text, mark) ||
+			strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) && r != '\t' }) {
+			t.Errorf("%s: %q", where, text)
 		}
 	}
+	written := m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret()))
+	check("the operator's answer", strings.Trim(written.Errors(), "\n"))
+	m.MustWrite(t, "config", harness.Fields("client_secret", harness.NewSecret(), "verify", false))
+	read := wantError(t, m, "token", http.StatusBadGateway, mark)
 	// Vault itself puts a line break and a tab around a reader's error.
-	if strings.ContainsFunc(strings.NewReplacer("\n", "", "\t", "").Replace(b.Errors()), func(r rune) bool { return !unicode.IsPrint(r) }) ||
-		strings.Contains(b.Errors(), "\n2026") || strings.Contains(b.Errors(), "\n"+mark) {
-		t.Errorf("%q", b.Errors())
-	}
+	_, ours, _ := strings.Cut(strings.Trim(read.Errors(), "\n"), "\n")
+	check("a reader's answer", ours)
+	check("status", fmt.Sprint(m.Read(t, "status").Data["last_error"]))
 	for _, file := range []string{"server.log", "audit.log"} {
-		text := harness.ReadFile(t, m.Path(file))
 		found := 0
-		for line := range strings.Lines(string(text)) {
-			if !strings.Contains(line, mark) {
-				continue
-			}
-			found++
-			line = strings.TrimSuffix(line, "\n")
-			if strings.HasPrefix(line, mark) || strings.HasPrefix(line, "2026-01-01T00:00:00.000Z") ||
-				strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) && r != '\t' }) {
-				t.Errorf("%s: %q", file, line)
+		for line := range strings.Lines(string(harness.ReadFile(t, m.Path(file)))) {
+			if strings.Contains(line, mark) {
+				found++
+				check(file, strings.TrimSuffix(line, "\n"))
 			}
 		}
 		if found == 0 {
 			t.Errorf("%s does not hold Autopay's words: there is nothing to search", file)
 		}
 	}
+}
+
+// TestSecretInOtherRequests sends a client_secret to paths and with verbs that
+// take none. A query parameter that is given twice reaches the plugin as an array.
+func TestSecretInOtherRequests(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	old := m.Snapshot(t, p, cred)
+	secret := harness.CanaryAudited + harness.Random(16)
+	query := "?client_secret=" + secret + "&client_secret=" + secret
+	body := map[string]any{"name": []any{secret}, "client_secret": map[string]any{"x": secret}}
+	for _, path := range strings.Fields("config config/ config/oslo token token/oslo status rotate nowhere") {
+		m.Do(t, http.MethodGet, path+query, nil)
+		m.Do(t, "LIST", path+query, nil)
+		m.Do(t, http.MethodPatch, path+query, body)
+		m.Do(t, http.MethodPut, path+query, body)
+		if path != "config" {
+			m.Do(t, http.MethodDelete, path+query, nil)
+		}
+	}
+	m.WantUnchanged(t, p, cred, old, 0)
+	m.Do(t, http.MethodDelete, "config"+query, nil)
+}
+
+// TestLogsAreWatched shows that the search for secrets has something to search:
+// the plugin's log lines and its answers are in the files that it reads.
+func TestLogsAreWatched(t *testing.T) {
+	t.Parallel()
+	m, p, cred := harness.Setup(t)
+	m.MustWrite(t, "config", cred.Config())
+	m.Token(t, "")
+	p.SetFault(harness.Down)
+	m.Write(t, "config", harness.Fields("client_secret", harness.NewSecret()))
+
+	harness.Eventually(t, 10*time.Second, "the logs do not tell of the mount "+m.At, func() bool {
+		server := string(harness.ReadFile(t, m.Path("server.log")))
+		audit := string(harness.ReadFile(t, m.Path("audit.log")))
+		pluginLine := false
+		for line := range strings.Lines(server) {
+			pluginLine = pluginLine || strings.Contains(line, harness.PluginName) && strings.Contains(line, m.At)
+		}
+		return pluginLine && strings.Contains(server, "[TRACE]") &&
+			strings.Contains(audit, m.At+"/token") && strings.Contains(audit, "verify=false")
+	})
 }

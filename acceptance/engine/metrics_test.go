@@ -43,10 +43,9 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("%q is not in the metrics", want)
 		}
 	}
-	if a, err := m.Call(t.Context(), scraper, http.MethodGet, m.At+"/token/oslo", nil); err != nil || a.Status != http.StatusForbidden {
-		t.Errorf("the scraper reads a token: %v %v", a, err)
-	}
-	if status, _, _ := m.Scrape(t, m.TokenFor(t, `path "`+m.At+`/token/oslo" { capabilities = ["read"] }`)); status != http.StatusForbidden {
+	m.As(scraper).Read(t, "token/oslo").Want(t, "a token for the scraper", http.StatusForbidden)
+	app := m.TokenFor(t, `path "`+m.At+`/token/oslo" { capabilities = ["read"] }`)
+	if status, _, _ := m.Scrape(t, app); status != http.StatusForbidden {
 		t.Errorf("an application scrapes: %d", status)
 	}
 

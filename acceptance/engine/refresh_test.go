@@ -34,7 +34,8 @@ func TestRefreshWithoutReaders(t *testing.T) {
 		now = m.Token(t, "")
 		return now.AccessToken != old.AccessToken
 	})
-	if now.LastVaultRotation <= old.LastVaultRotation || now.ExpireTime <= old.ExpireTime || !p.Accepts(t, now.AccessToken) {
+	newer := now.LastVaultRotation > old.LastVaultRotation && now.ExpireTime > old.ExpireTime
+	if !newer || !p.Accepts(t, now.AccessToken) {
 		t.Errorf("now %+v, was %+v", now, old)
 	}
 	if !p.Valid(old.AccessToken) {
@@ -69,7 +70,9 @@ func TestReadersNeverWait(t *testing.T) {
 	if slowest > time.Second {
 		t.Errorf("a read took %v while a refresh of 3 s was under way", slowest)
 	}
-	harness.Eventually(t, 5*time.Second, "the new token is not served", func() bool { return m.Token(t, "").AccessToken != want })
+	harness.Eventually(t, 5*time.Second, "the new token is not served", func() bool {
+		return m.Token(t, "").AccessToken != want
+	})
 	p.WantRequests(t, cred, 2)
 }
 
@@ -84,7 +87,9 @@ func TestOutage(t *testing.T) {
 	old := m.Token(t, "")
 	p.SetFault(harness.Down)
 
-	harness.Eventually(t, 8*time.Second, "no warning of a failed refresh", func() bool { return m.Read(t, "token").Warnings() != "" })
+	harness.Eventually(t, 8*time.Second, "no warning of a failed refresh", func() bool {
+		return m.Read(t, "token").Warnings() != ""
+	})
 	a := m.Read(t, "status")
 	if a.Data["state"] != "degraded" || harness.Integer(t, a.Data, "consecutive_failures") < 1 {
 		t.Errorf("status %v, want degraded", a)
@@ -120,7 +125,9 @@ func TestOutage(t *testing.T) {
 	// It recovers without a reader.
 	p.SetFault(autopaysim.Fault{})
 	harness.Eventually(t, 15*time.Second, "no attempt after the outage", func() bool { return p.Issued(cred.ID) == 2 })
-	harness.Eventually(t, time.Second, "the new token is not served", func() bool { return m.Read(t, "token").Status == http.StatusOK })
+	harness.Eventually(t, time.Second, "the new token is not served", func() bool {
+		return m.Read(t, "token").Status == http.StatusOK
+	})
 	b := m.Token(t, "")
 	if b.AccessToken == old.AccessToken || !p.Accepts(t, b.AccessToken) {
 		t.Errorf("after the outage: %+v", b)

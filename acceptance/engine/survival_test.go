@@ -4,6 +4,8 @@ package engine
 
 import (
 	"net/http"
+	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -12,8 +14,8 @@ import (
 	"vault-plugin-secrets-autopay/internal/autopaysim"
 )
 
-// TestTokenSurvives restarts the server and the plugin in every way there is. The
-// same token is served after each, and Autopay is not asked.
+// TestTokenSurvives restarts the server and the plugin in every way there is, upgrades the plugin to another version
+// and downgrades it again. The same token is served after each, and Autopay is not asked.
 func TestTokenSurvives(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
@@ -22,8 +24,21 @@ func TestTokenSurvives(t *testing.T) {
 	cred, oslo := p.NewCredential(), p.NewCredential()
 	m.MustWrite(t, "config", cred.Config())
 	m.MustWrite(t, "config/oslo", oslo.Config("rotation_period", "2h"))
-	config, want, wantOslo := m.Read(t, "config").Data, m.Token(t, ""), m.Token(t, "oslo")
+	old, wantOslo := m.Snapshot(t, p, cred), m.Token(t, "oslo")
 
+	file := harness.PluginName + "-" + harness.NextVersion
+	sha := harness.CopyNextVersion(t, filepath.Join(harness.PluginDir, file))
+	if err := s.Register(file, sha, harness.NextVersion); err != nil {
+		t.Fatal(err)
+	}
+	upgrade := func(version string) {
+		_, err := s.Root().Logical().Write("sys/mounts/autopay/tune", map[string]any{"plugin_version": version})
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Reload(t)
+	}
+	version := harness.PluginVersion
 	for _, event := range []struct {
 		name   string
 		happen func()
@@ -33,20 +48,21 @@ func TestTokenSurvives(t *testing.T) {
 		{"seal and unseal", func() { s.Seal(t); s.Unseal(t) }},
 		{"restart of the server", func() { s.Restart(t, syscall.SIGTERM) }},
 		{"kill -9 of the server", func() { s.Restart(t, syscall.SIGKILL) }},
+		{"upgrade", func() { version = harness.NextVersion; upgrade(version) }},
+		{"downgrade", func() { version = harness.PluginVersion; upgrade(version) }},
 	} {
 		event.happen()
 		t.Run("after "+event.name, func(t *testing.T) {
-			for name, old := range map[string]harness.Token{"": want, "oslo": wantOslo} {
-				m.Token(t, name).WantSame(t, old)
-			}
-			if now := m.Read(t, "config").Data; now["client_id"] != config["client_id"] {
-				t.Errorf("config is now %v", now)
-			}
-			if state := m.Read(t, "status").Data["state"]; state != "ok" {
-				t.Errorf("state %v, want ok", state)
-			}
-			p.WantRequests(t, cred, 1)
+			m.WantUnchanged(t, p, cred, old, 0)
+			m.Token(t, "oslo").WantSame(t, wantOslo)
 			p.WantRequests(t, oslo, 1)
+			if a := m.Read(t, "status"); a.Data["state"] != "ok" || a.Data["plugin_version"] != version {
+				t.Errorf("status %v, want ok and version %s", a, version)
+			}
+			mounts, err := s.Root().Sys().ListMounts()
+			if err != nil || mounts["autopay/"].RunningVersion != version {
+				t.Errorf("Vault runs %s, want %s (%v)", mounts["autopay/"].RunningVersion, version, err)
+			}
 		})
 	}
 }
@@ -114,57 +130,51 @@ func TestKilledWhileProving(t *testing.T) {
 	}
 }
 
-// TestTwoMountsTenNames shows that one process serves two mounts with ten
-// credentials each, that credentials don't affect each other, and that disabling
-// one mount doesn't affect the other.
-func TestTwoMountsTenNames(t *testing.T) {
+// TestTwoMounts shows that one process serves two mounts with several credentials each, that credentials don't affect
+// each other, and that disabling one mount doesn't affect the other.
+func TestTwoMounts(t *testing.T) {
 	t.Parallel()
 	s := harness.StartVault(t)
 	p := harness.StartAutopay(t)
-	mounts := []harness.Mount{harness.EnableAt(t, s, "autopay"), harness.EnableAt(t, s, "parking")}
-	names := []string{"", "oslo", "bergen", "Trondheim", "stavanger-1", "kristiansand.2", "tromso_3", "bodo", "alesund", "hamar"}
-
-	creds := map[string]harness.Credential{}
-	tokens := map[string]string{}
-	for _, m := range mounts {
-		for _, name := range names {
-			key := m.At + "/" + name
+	first, second := harness.EnableAt(t, s, "autopay"), harness.EnableAt(t, s, "parking")
+	creds, tokens := map[string]harness.Credential{}, map[string]harness.Token{}
+	for _, m := range []harness.Mount{first, second} {
+		for _, name := range []string{"", "/oslo", "/kristiansand.2"} {
+			key := m.At + name
 			creds[key] = p.NewCredential()
-			m.MustWrite(t, harness.ConfigPath(name), creds[key].Config())
-			tokens[key] = m.Token(t, name).AccessToken
+			m.MustWrite(t, "config"+name, creds[key].Config())
+			tokens[key] = m.Token(t, strings.TrimPrefix(name, "/"))
 		}
 	}
 	if pids := s.PluginPIDs(t); len(pids) != 1 {
 		t.Errorf("plugin processes %v, want one", pids)
 	}
 
-	owners := map[string]string{}
-	check := func(mounts []harness.Mount) {
+	check := func(m harness.Mount) {
 		t.Helper()
-		for _, m := range mounts {
-			for _, name := range names {
-				key := m.At + "/" + name
-				if m.Token(t, name).AccessToken != tokens[key] {
-					t.Errorf("%s serves another token", key)
-				}
-				if owner, taken := owners[tokens[key]]; taken && owner != key {
-					t.Errorf("%s and %s share a token", owner, key)
-				}
-				owners[tokens[key]] = key
-				p.WantRequests(t, creds[key], 1)
+		for key, cred := range creds {
+			at, name, _ := strings.Cut(key, "/")
+			if at != m.At {
+				continue
 			}
+			now := m.Token(t, name)
+			now.WantSame(t, tokens[key])
+			if owner := p.Owner(t, now.AccessToken); owner != cred.ID {
+				t.Errorf("%s serves a token of %s", key, owner)
+			}
+			p.WantRequests(t, cred, 1)
 		}
 	}
-	check(mounts)
-	mounts[0].Reload(t)
-	check(mounts)
-	mounts[0].KillPlugin(t)
-	check(mounts)
+	for _, happen := range []func(){func() {}, func() { first.Reload(t) }, func() { first.KillPlugin(t) }} {
+		happen()
+		check(first)
+		check(second)
+	}
 
 	if err := s.Root().Sys().Unmount("parking"); err != nil {
 		t.Fatal(err)
 	}
-	check(mounts[:1])
+	check(first)
 	// A new mount at the same path knows nothing of the old one.
 	again := harness.EnableAt(t, s, "parking")
 	again.Read(t, "token").Want(t, "token of a new mount", http.StatusBadRequest)

@@ -18,12 +18,14 @@ func TestTLS(t *testing.T) {
 	cred := p.NewCredential()
 
 	// The system's roots don't include it.
-	m.Write(t, "config", cred.Config()).Want(t, "write without ca_cert", http.StatusServiceUnavailable, "certificate", "signed by an unknown authority (check ca_cert)")
+	m.Write(t, "config", cred.Config()).Want(t, "write without ca_cert", http.StatusServiceUnavailable,
+		"certificate is signed by an unknown authority (check ca_cert)")
 	m.MustWrite(t, "config/unproved", cred.Unverified())
 	wantError(t, m, "token/unproved", http.StatusServiceUnavailable, "certificate")
 
 	// Another authority is then the only one that is trusted.
-	m.Write(t, "config", cred.Config("ca_cert", harness.OtherCert(t))).Want(t, "write with a foreign ca_cert", http.StatusServiceUnavailable)
+	foreign := cred.Config("ca_cert", harness.OtherCert(t))
+	m.Write(t, "config", foreign).Want(t, "write with a foreign ca_cert", http.StatusServiceUnavailable)
 	if n := p.Requests(""); n != 0 {
 		t.Errorf("%d requests went to a host that is not trusted", n)
 	}
@@ -40,7 +42,7 @@ func TestTLS(t *testing.T) {
 
 	// To change ca_cert, client_secret is required. Set to "" it restores the default.
 	old := m.Snapshot(t, p, cred)
-	m.Write(t, "config", harness.Fields("ca_cert", "")).Want(t, "ca_cert removed without client_secret", http.StatusBadRequest)
+	m.Write(t, "config", harness.Fields("ca_cert", "")).Want(t, "ca_cert without client_secret", http.StatusBadRequest)
 	m.WantUnchanged(t, p, cred, old, 0)
 	m.MustWrite(t, "config", harness.Fields("ca_cert", "", "client_secret", cred.Secret, "verify", false))
 	wantError(t, m, "token", http.StatusServiceUnavailable)

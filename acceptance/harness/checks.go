@@ -50,13 +50,13 @@ func (t Token) WantSame(tb testing.TB, old Token) {
 	}
 }
 
-// WantCodes sends each request, such as "GET token", with a token, and fails the
-// test when it is not answered with the given code.
-func (m Mount) WantCodes(tb testing.TB, token string, wants map[string]int) {
+// WantCodes sends each request, such as "GET token", and fails the test when it is
+// not answered with the given code.
+func (m Mount) WantCodes(tb testing.TB, wants map[string]int) {
 	tb.Helper()
 	for request, want := range wants {
 		method, path, _ := strings.Cut(request, " ")
-		if a := m.As(token).Do(tb, method, path, nil); a.Status != want {
+		if a := m.Do(tb, method, path, nil); a.Status != want {
 			tb.Errorf("%s: %v, want %d", request, a, want)
 		}
 	}

@@ -64,11 +64,6 @@ func (c Cluster) Active(tb testing.TB) *Server {
 	var leader *Server
 	Eventually(tb, StartWithin, "no active node", func() bool {
 		for _, node := range c {
-			select {
-			case <-node.exited:
-				continue
-			default:
-			}
 			health, err := node.Client("").Sys().Health()
 			if err == nil && health.Initialized && !health.Sealed && !health.Standby {
 				leader = node
@@ -86,12 +81,8 @@ func (c Cluster) Standbys(tb testing.TB) []*Server {
 	leader := c.Active(tb)
 	var others []*Server
 	for _, node := range c {
-		select {
-		case <-node.exited:
-		default:
-			if node != leader {
-				others = append(others, node)
-			}
+		if node != leader && !node.ended() {
+			others = append(others, node)
 		}
 	}
 	return others

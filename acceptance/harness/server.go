@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -181,21 +182,27 @@ func (s *Server) start() error {
 		close(exited)
 	}(s.cmd, s.exited)
 
-	ended := false
 	err = Poll(StartWithin, func() error {
-		select {
-		case <-s.exited:
-			ended = true
-			return nil
-		default:
-		}
 		_, err := s.Client("").Sys().SealStatus()
+		if s.ended() {
+			return nil
+		}
 		return err
 	})
-	if ended {
+	if s.ended() {
 		return errors.New("the server ended at once")
 	}
 	return err
+}
+
+// ended reports whether the process has ended.
+func (s *Server) ended() bool {
+	select {
+	case <-s.exited:
+		return true
+	default:
+		return false
+	}
 }
 
 // Stop ends the server politely, and returns when the process has ended. It may
@@ -243,15 +250,7 @@ func (s *Server) complaints() string {
 	if err != nil {
 		return err.Error()
 	}
-	var lines []string
-	for line := range strings.Lines(string(log)) {
-		for _, mark := range []string{"[ERROR]", "[WARN]", "panic", "Error", PluginName} {
-			if strings.Contains(line, mark) {
-				lines = append(lines, line)
-				break
-			}
-		}
-	}
+	lines := regexp.MustCompile(`.*(ERROR|WARN|panic|Error|`+PluginName+`).*\n`).FindAllString(string(log), -1)
 	return strings.Join(lines[max(0, len(lines)-40):], "")
 }
 

@@ -69,7 +69,7 @@ func (c *cluster) takesManifests(t *testing.T, m harness.Mount) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			m.WantCodes(t, token, map[string]int{
+			m.As(token).WantCodes(t, map[string]int{
 				"GET token":       http.StatusOK,
 				"GET token/other": http.StatusForbidden,
 				"GET config":      http.StatusForbidden,

@@ -4,6 +4,12 @@
 
 vault {
   address = "https://vault.example.com:8200"
+
+  # After its last retry in a long outage (the default is 12), Vault Agent 1.21 starts over and prints the next token to its
+  # standard output.
+  retry {
+    num_retries = 10000
+  }
 }
 
 auto_auth {

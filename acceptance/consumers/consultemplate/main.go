@@ -3,9 +3,8 @@
 //
 //	VAULT_ADDR=… VAULT_TOKEN=… consultemplate autopay/token
 //
-// It lives in a module of its own: what consul-template needs meets nobody
-// else's dependencies. go.mod pins the version that the Vault under test
-// carries, newest.mod the newest one.
+// It is a module of its own, so that consul-template's dependencies do not mix
+// with ours.
 package main
 
 import (
