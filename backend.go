@@ -14,7 +14,8 @@ import (
 const backendHelp = `
 The Autopay secrets engine keeps one bearer token per Autopay credential and
 serves it to clients that may read it. It requests as few tokens from Autopay
-as possible: it replaces a token shortly before it expires.
+as possible, and replaces each token before it expires, by default at 75% of its
+lifetime.
 
 Write a client ID and secret to "config", then read "token". Use "rotate" to
 replace the token immediately, and "status" or "metrics" to monitor it. To

@@ -207,7 +207,7 @@ func (c *client) brokenExchange(
 		return proxy
 	case certificateWanted && alerted(err, handshakeFailure, badCertificate, certificateRequired):
 		// In TLS 1.3 a connection stands before the other side has checked.
-		x.text, x.kind, x.noToken = cantReach+"it asks for a client certificate, which is not supported", unreachable, true
+		x.text, x.kind, x.noToken = cantReach+"it requires a client certificate, which is not supported", unreachable, true
 	case connected:
 		x.text = "the connection to Autopay broke before the whole answer arrived"
 	default:
@@ -275,7 +275,7 @@ func dialProblem(err error, now time.Time) (problem string, kind exchangeKind) {
 func certificateProblem(invalid x509.CertificateInvalidError, now time.Time) string {
 	switch {
 	case invalid.Reason == x509.IncompatibleUsage:
-		return "its certificate is not for servers"
+		return "its certificate is not a server certificate"
 	case invalid.Reason != x509.Expired:
 		return "its certificate is not valid"
 	case now.Before(invalid.Cert.NotBefore):
@@ -415,7 +415,7 @@ func parseToken(resp *http.Response, body []byte, secret string) (tokenAnswer, *
 	case len(body) > maxAnswerSize:
 		problem = "it is larger than 1 MiB"
 	case err != nil && resp.Header.Get("Content-Encoding") != "":
-		problem = "it has a Content-Encoding, which was not asked for"
+		problem = "it has a Content-Encoding, which was not requested"
 	case err != nil && isHTML(resp, body):
 		text := fmt.Sprintf("Autopay answered %d: %s", resp.StatusCode, htmlProblem)
 		return tokenAnswer{}, &exchangeError{kind: unusable, text: text}

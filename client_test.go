@@ -141,7 +141,7 @@ func TestExchangeWithHostileHosts(t *testing.T) {
 
 		broke, large = "the connection to Autopay broke", "larger than 1 MiB"
 		late         = "did not answer within the request_timeout"
-		coded        = "it has a Content-Encoding, which was not asked for"
+		coded        = "it has a Content-Encoding, which was not requested"
 
 		slow = 50 * time.Millisecond
 	)
@@ -385,7 +385,7 @@ func TestExchangeOverTLS(t *testing.T) {
 
 		clock   = " (check the clock of Vault's server)"
 		unknown = "its certificate is signed by an unknown authority (check ca_cert)"
-		wants   = "it asks for a client certificate, which is not supported"
+		wants   = "it requires a client certificate, which is not supported"
 	)
 	now, asIs := time.Now(), func(*x509.Certificate) {}
 	expired := func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) }
@@ -409,7 +409,7 @@ func TestExchangeOverTLS(t *testing.T) {
 		"not valid yet":                {early, 0, 0, 0, "", "its certificate is not valid yet" + clock},
 		"no name":                      {nameless, 0, 0, 0, "", "its certificate has no subject alternative name"},
 		"another host":                 {rebound, 0, 0, 0, "", "its certificate is for another host"},
-		"a client's":                   {clients, 0, 0, 0, "", "its certificate is not for servers"},
+		"a client's":                   {clients, 0, 0, 0, "", "its certificate is not a server certificate"},
 		"wants a certificate, TLS 1.2": {asIs, 0, v12, tls.RequireAnyClientCert, "", wants},
 		"wants a certificate, TLS 1.3": {asIs, 0, 0, tls.RequireAnyClientCert, "", wants},
 	} {
@@ -705,7 +705,7 @@ func wantFit(t *testing.T, text string) {
 func FuzzAnswer(f *testing.F) {
 	// Everything that the engine itself says of an answer.
 	ours := regexp.MustCompile(`^(Autopay sent a malformed answer: (it is larger than 1 MiB|` +
-		`it has a Content-Encoding, which was not asked for|it is not a JSON object|` +
+		`it has a Content-Encoding, which was not requested|it is not a JSON object|` +
 		`access_token must be 1 to 65536 printable ASCII characters without spaces|token_type must be Bearer|` +
 		`expires_in must be a whole number of seconds, at least 1)|Autopay refused the credential \(\d+\)|` +
 		`Autopay can't be reached: the proxy answered 407 Proxy Authentication Required|` +

@@ -158,13 +158,13 @@ var configFields = []configField{
 		name: fieldRotationSchedule,
 		description: "Cron expression with five fields, in UTC unless it begins with CRON_TZ=Area/City. A token is " +
 			"replaced at the latest scheduled time within 90% of its lifetime; if there is none, at 75% of it. " +
-			`Excludes rotation_period. "" (the default) is no schedule.`,
+			`Conflicts with rotation_period. "" (the default) means no schedule.`,
 		value: func(c *configEntry) any { return &c.RotationSchedule },
 		text:  checkSchedule,
 	},
 	{
 		name:        "request_timeout",
-		description: "Time for one whole exchange with Autopay, 1 to 60 seconds; 10 by default.",
+		description: "Timeout for one token request, connection setup included, 1 to 60 seconds; 10 by default.",
 		value:       func(c *configEntry) any { return &c.RequestTimeout },
 		fallback:    defaultRequestTimeout,
 		valid:       func(n int64) bool { return n >= 1 && n <= 60 },
@@ -424,7 +424,7 @@ func checkText(field, value string) error {
 	case strings.ContainsRune(value, utf8.RuneError):
 		return fmt.Errorf("%s must be valid UTF-8", field)
 	case strings.HasSuffix(value, "\n"):
-		return fmt.Errorf("%s must not end in a newline (does the file that it came from end in one?)", field)
+		return fmt.Errorf("%s must not end in a newline; check the file that it was read from", field)
 	case value != strings.TrimSpace(value) || strings.ContainsFunc(value, notPrintable):
 		return fmt.Errorf("%s must be printable text without leading or trailing spaces, tabs or newlines", field)
 	}

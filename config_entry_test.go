@@ -25,7 +25,7 @@ func TestConfigRefusesBadFields(t *testing.T) {
 	}
 	const (
 		secretToo  = "requires client_secret in the same request"
-		newline    = " must not end in a newline (does the file that it came from end in one?)"
+		newline    = " must not end in a newline; check the file that it was read from"
 		blank      = " must be printable text without leading or trailing spaces, tabs or newlines"
 		broken     = "-----BEGIN CERTIFICATE-----\nbroken\n-----END CERTIFICATE-----\n"
 		noCA       = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"

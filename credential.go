@@ -95,7 +95,7 @@ type unverifiedError struct {
 func (e *unverifiedError) Error() string {
 	text := e.text + "; nothing was changed; the same write may be tried again at " + formatTime(e.until)
 	if e.kind == outage || e.kind == busy {
-		text += "; to store it without asking Autopay, set verify=false"
+		text += "; to store it without contacting Autopay, set verify=false"
 	}
 	return text
 }
@@ -145,7 +145,7 @@ func (c *credential) forReader(ctx context.Context) (*snapshot, error) {
 	s, err := c.current(bounded)
 	if err != nil && ctx.Err() == nil {
 		c.pause(&c.noStorageUntil)
-		c.log().Warn("storage can't be read, serving the token in memory", "error", err)
+		c.log().Warn("storage can't be read, serving the token from memory", "error", err)
 		return old, nil
 	}
 	return s, err

@@ -132,7 +132,7 @@ func (c *credential) ask(ctx context.Context, s *snapshot, config *configEntry) 
 		}
 		return s.entry, err
 	}
-	c.log().Debug("asking for a token")
+	c.log().Debug("requesting a token")
 	begun := c.env.now()
 	answer, x := c.env.client.exchange(ctx, config.tokenRequest())
 	if ctx.Err() != nil {
@@ -245,7 +245,7 @@ func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry,
 	}
 	readOnly := errors.Is(err, logical.ErrReadOnly)
 	if err != nil && !readOnly && ctx.Err() == nil {
-		c.log().Error("the token entry can't be stored, it is kept in memory", "error", err)
+		c.log().Error("the token entry can't be stored and is kept in memory", "error", err)
 	}
 	c.publish(s, config, entry, err != nil && !readOnly)
 	if config == nil || readOnly {
@@ -262,6 +262,6 @@ func (c *credential) saveAgain(ctx context.Context, s *snapshot) error {
 	saved := *s
 	saved.unsaved = false
 	c.replace(s, &saved)
-	c.log().Info("the token entry is stored again")
+	c.log().Info("the token entry was stored")
 	return nil
 }

@@ -26,7 +26,7 @@ changes.
 `
 	configListSynopsis    = "List the names of the configured credentials."
 	configListDescription = `
-key_info ("vault list -detailed") has the state and expire_time of each
+key_info ("vault list -detailed") shows the state and expire_time of each
 credential, from memory. Client secrets are never returned.
 `
 )
@@ -112,7 +112,7 @@ func (m *mount) pathConfig() *framework.Path {
 	fields[fieldVerify] = &framework.FieldSchema{
 		Type:        framework.TypeBool,
 		Default:     true,
-		Description: "Verify the credential at Autopay before it replaces the stored one (the default). Not stored.",
+		Description: "Verify the credential with Autopay before it replaces the stored one (the default). Not stored.",
 	}
 	write := &framework.PathOperation{
 		DisplayAttrs: &framework.DisplayAttributes{
@@ -143,7 +143,7 @@ func (m *mount) pathConfig() *framework.Path {
 				Callback: m.pathConfigDelete,
 				Summary:  "Delete a credential, its token and its ledger of requests.",
 				Responses: map[int][]framework.Response{
-					http.StatusNoContent: {{Description: "Deleted, or not there."}},
+					http.StatusNoContent: {{Description: "Deleted, or did not exist."}},
 				},
 				ForwardPerformanceStandby:   true,
 				ForwardPerformanceSecondary: true,

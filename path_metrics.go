@@ -15,7 +15,7 @@ import (
 )
 
 const (
-	metricsSynopsis    = "Read the metrics of all credentials, in Prometheus' text format."
+	metricsSynopsis    = "Read the metrics of all credentials, in the Prometheus text format."
 	metricsDescription = `
 Scrape this path with a Vault token that has the read capability on it. The
 response is plain text: use an HTTP client or "vault read -format=raw". Labels

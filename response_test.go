@@ -22,7 +22,7 @@ func TestRespondError(t *testing.T) {
 	const (
 		create    = "first write client_id and client_secret to config"
 		unchanged = "; nothing was changed; the same write may be tried again at 2000-01-01T00:00:00Z"
-		unasked   = "; to store it without asking Autopay, set verify=false"
+		unasked   = "; to store it without contacting Autopay, set verify=false"
 		next      = "; the next attempt is at 2000-01-01T00:00:00Z"
 		noAnswer  = "timed out waiting for a token; try again"
 	)

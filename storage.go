@@ -114,7 +114,7 @@ func (env *environment) getToken(ctx context.Context, name string) (tokenEntry, 
 	}
 	entry, whole := decodeToken(stored.Value, env.now())
 	if !whole {
-		env.log(name).Error("the stored token entry is damaged, keeping its ledger of requests at most")
+		env.log(name).Error("the stored token entry is damaged; only its ledger of requests is kept, if it can be read")
 	}
 	return entry, nil
 }
