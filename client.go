@@ -123,7 +123,9 @@ func newRequest(ctx context.Context, r tokenRequest) (*http.Request, error) {
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Accept", "application/json")
-	req.Header.Set("Accept-Encoding", "identity") // without it any coding is acceptable (RFC 9110, section 12.5.3)
+	// Without it any coding is acceptable (RFC 9110, section 12.5.3), and net/http would
+	// ask for gzip and decompress it.
+	req.Header.Set("Accept-Encoding", "identity")
 	req.Header.Set("User-Agent", "vault-plugin-secrets-autopay/"+version)
 	return req, nil
 }
@@ -186,7 +188,6 @@ func newTransport(caCert string, certificateWanted *atomic.Bool) *http.Transport
 		},
 		TLSClientConfig:        tlsConfig,
 		DisableKeepAlives:      true,
-		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,
 	}
 }

@@ -37,6 +37,9 @@ func TestUnknownNamesLeaveNoTrace(t *testing.T) {
 			e.InvalidateKey(t.Context(), path+name)
 			e.wantCode(test.code)(e.do(t.Context(), test.op, path+name, nil))
 		}
+		e.storage.failOn("get", "config/unread", errors.New("input/output error"))
+		kind, _, _ := strings.Cut(path, "/")
+		e.wantCode(http.StatusInternalServerError)(e.do(t.Context(), test.op, kind+"/unread", nil))
 		held := 0
 		e.credentials.Range(func(any, any) bool { held++; return true })
 		if r, w := e.storage.reads.Load()-reads, e.storage.writes.Load()-writes; held != 1 || r > 4000 || w != 0 {
