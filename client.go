@@ -130,10 +130,8 @@ func newRequest(ctx context.Context, r tokenRequest) (*http.Request, error) {
 	return req, nil
 }
 
-// checkTokenURL is a rule of the config path, and is checked again before each request,
-// because a stored entry may be older than the rule. It keeps
-// the secret off plain networks: a token URL is https, or http to a loopback host
-// only. The error names the rule and quotes nothing.
+// checkTokenURL keeps the secret off plain networks: a token URL is https, or http to a
+// loopback host only. The error names the rule and quotes nothing.
 func checkTokenURL(raw string) error {
 	u, err := url.Parse(raw)
 	switch {

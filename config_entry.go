@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -198,17 +197,19 @@ func newConfigEntry() *configEntry {
 // used becomes the default. The exchange refuses a token_url that is not safe.
 func decodeConfig(data []byte) (*configEntry, error) {
 	c, fallback := newConfigEntry(), newConfigEntry()
-	var wrongType *json.UnmarshalTypeError // the first; json leaves such a field as it is
-	vital := []string{"token_url", "audience", "ca_cert"}
-	if err := json.Unmarshal(data, c); errors.As(err, new(*json.SyntaxError)) {
+	var fields map[string]any
+	if json.Unmarshal(data, &fields) != nil {
 		return nil, errors.New("the entry is not valid JSON")
-	} else if c.Generation == "" {
+	}
+	_ = json.Unmarshal(data, c) // leaves a field of the wrong type as it is
+	if c.Generation == "" {
 		return nil, errors.New("its generation is missing")
-	} else if errors.As(err, &wrongType) && slices.Contains(vital, wrongType.Field) {
-		return nil, fmt.Errorf("its %s is not a string", wrongType.Field)
 	}
 	for _, f := range configFields {
-		if !f.issuedFor && f.check(c) != nil {
+		_, text := fields[f.name].(string)
+		if f.issuedFor && fields[f.name] != nil && !text {
+			return nil, fmt.Errorf("its %s is not a string", f.name)
+		} else if !f.issuedFor && f.check(c) != nil {
 			f.copy(c, fallback)
 		}
 	}
@@ -321,8 +322,6 @@ func (c *configEntry) changed(data map[string]any, now time.Time) (*configEntry,
 		if c == nil || f.shown(c) == f.shown(next) {
 			continue
 		}
-		// A client that may only update must not be able to send the stored secret
-		// to a host of its own.
 		if _, given := data[fieldClientSecret]; f.destination && !given {
 			return nil, &userError{"changing token_url or ca_cert requires client_secret in the same request"}
 		}
@@ -462,7 +461,9 @@ func checkCertificates(field, value string) error {
 		var block *pem.Block
 		all := rest
 		block, rest = pem.Decode(all)
-		if block == nil || block.Type != "CERTIFICATE" || bytes.Count(all[:len(all)-len(rest)], []byte("-----BEGIN")) != 1 {
+		read := all[:len(all)-len(rest)]
+		if block == nil || block.Type != "CERTIFICATE" || len(block.Headers) != 0 || // crypto/x509 skips one with headers
+			bytes.Count(read, []byte("-----BEGIN")) != 1 || bytes.Count(read, []byte("-----END")) != 1 {
 			return fmt.Errorf("%s must contain PEM certificates and nothing else", field)
 		}
 		if _, err := x509.ParseCertificate(block.Bytes); err != nil {

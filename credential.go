@@ -124,7 +124,8 @@ func (c *credential) current(ctx context.Context) (*snapshot, error) {
 			return nil, err
 		}
 		s.changes = changes
-		if c.replace(old, s) {
+		if c.snap.CompareAndSwap(old, s) { // or another snapshot has been published meanwhile
+			c.arm()
 			return s, nil
 		}
 	}
@@ -159,16 +160,6 @@ func (c *credential) pause(until *atomic.Int64) {
 
 func (c *credential) paused(until *atomic.Int64) bool {
 	return int64(c.env.uptime()) < until.Load()
-}
-
-// replace swaps old for s and sets the timer, unless another snapshot has been
-// published in the meantime.
-func (c *credential) replace(old, s *snapshot) bool {
-	if !c.snap.CompareAndSwap(old, s) {
-		return false
-	}
-	c.arm()
-	return true
 }
 
 // publish replaces old by a snapshot of settings and an entry that a job derived from

@@ -1,6 +1,6 @@
 // Command vault-plugin-secrets-autopay is a HashiCorp Vault secrets engine that
 // serves Autopay bearer tokens. Vault starts it; run by hand, it only prints
-// its version.
+// its version (-version) or says that it is a plugin.
 //
 // Operators store a client ID and secret at autopay/config. The engine trades
 // them for a short-lived token at Autopay, keeps the token, replaces it before

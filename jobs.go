@@ -38,14 +38,12 @@ func (c *credential) renew(ctx context.Context) error {
 	}
 	now := c.env.now()
 	if s.live(now) && !s.due(now) {
-		defer c.arm()
 		if s.unsaved && c.env.mayWrite() {
-			return c.saveAgain(ctx, s)
+			c.saveAgain(ctx, s)
 		}
 		return nil
 	}
 	if f := s.blocked(now); f != nil && c.env.mayWrite() {
-		c.arm()
 		return f
 	}
 	return c.obtain(ctx, s)
@@ -254,14 +252,11 @@ func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry,
 }
 
 // saveAgain stores an entry that could not be stored before.
-func (c *credential) saveAgain(ctx context.Context, s *snapshot) error {
+func (c *credential) saveAgain(ctx context.Context, s *snapshot) {
 	if err := c.env.put(ctx, tokenPrefix+c.name, s.entry); err != nil {
 		c.log().Debug("the token entry still can't be stored", "error", err)
-		return err
+		return
 	}
-	saved := *s
-	saved.unsaved = false
-	c.replace(s, &saved)
+	c.publish(s, s.config, s.entry, false)
 	c.log().Info("the token entry was stored")
-	return nil
 }

@@ -181,8 +181,8 @@ func (m *mount) pathConfigListNames(
 		}
 		if s := c.snap.Load(); s.exists() {
 			health := map[string]any{"state": s.state(now)}
-			if !s.entry.ExpireTime.IsZero() {
-				health["expire_time"] = formatTime(s.entry.ExpireTime)
+			if s.fields != nil {
+				health["expire_time"] = s.fields["expire_time"]
 			}
 			info[name] = health
 		}

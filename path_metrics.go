@@ -58,18 +58,15 @@ func perCredential(metric, help string, labels ...string) *prometheus.Desc {
 // disagree with status. Only counters are kept (credential.go). The labels name the
 // credential and an outcome or state, never a client ID.
 
-// collector gathers a mount's metrics from what is in memory.
-type collector struct{ mount *mount }
-
 // Describe implements prometheus.Collector. It describes no metrics in advance,
 // because the set of series depends on the configured credentials.
-func (collector) Describe(chan<- *prometheus.Desc) {}
+func (m *mount) Describe(chan<- *prometheus.Desc) {}
 
-// Collect implements prometheus.Collector.
-func (cl collector) Collect(ch chan<- prometheus.Metric) {
+// Collect implements prometheus.Collector, from what is in memory.
+func (m *mount) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(descBuild, prometheus.GaugeValue, 1, version)
-	now := cl.mount.now()
-	cl.mount.credentials.Range(func(_, v any) bool {
+	now := m.now()
+	m.credentials.Range(func(_, v any) bool {
 		c := v.(*credential)
 		if s := c.snap.Load(); s.exists() {
 			collect(ch, c, s, now)
@@ -151,7 +148,7 @@ func (m *mount) pathMetricsRead(
 	*framework.FieldData,
 ) (*logical.Response, error) {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{m}, collectors.NewGoCollector(),
+	registry.MustRegister(m, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	families, err := registry.Gather()
 	if err != nil {

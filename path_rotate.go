@@ -16,11 +16,6 @@ rotation fails, the old token remains in use.
 `
 )
 
-// rotate answers with the fields of token without access_token, so a policy can let an
-// operator replace a token that the operator may not read. It is an update, so Vault
-// forwards it from a standby to the active node, where the credential's lock is the one
-// that counts.
-
 func (m *mount) pathRotate() *framework.Path {
 	return credentialPath("rotate", logical.UpdateOperation,
 		&framework.PathOperation{
@@ -32,7 +27,9 @@ func (m *mount) pathRotate() *framework.Path {
 		rotateSynopsis, rotateDescription)
 }
 
-// pathRotateWrite corresponds to UPDATE on autopay/rotate[/NAME].
+// pathRotateWrite corresponds to UPDATE on autopay/rotate[/NAME]. It returns the fields of
+// token without access_token, so that a policy can let an operator replace a token that
+// the operator may not read. Standbys forward it to the active node, whose lock counts.
 func (m *mount) pathRotateWrite(
 	ctx context.Context,
 	_ *logical.Request,

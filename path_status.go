@@ -21,9 +21,6 @@ func (m *mount) pathStatus() *framework.Path {
 		statusSynopsis, statusDescription)
 }
 
-// status answers from memory and asks nobody. On a standby it shows what that node last
-// read from storage, which is what its own readers get.
-
 // statusFields are the fields of the response: everything about the health of a
 // credential that token must not show, because its readers watch it for changes.
 func statusFields() map[string]*framework.FieldSchema {
@@ -67,7 +64,8 @@ func statusFields() map[string]*framework.FieldSchema {
 	})
 }
 
-// pathStatusRead corresponds to READ on autopay/status[/NAME].
+// pathStatusRead corresponds to READ on autopay/status[/NAME]. It never contacts Autopay.
+// On a standby it shows what that node last read from storage, as its own readers get it.
 func (m *mount) pathStatusRead(
 	ctx context.Context,
 	_ *logical.Request,

@@ -58,23 +58,22 @@ func parseSchedule(text string) (*cron.SpecSchedule, error) {
 // to be replaced: at the latest scheduled time that is neither too close nor past
 // 90% of the lifetime. It returns zero if there is none. Times before since do not
 // count: a schedule that is set must not replace a token at once.
-func scheduledRotation(schedule cron.Schedule, obtained, since time.Time, lifetime time.Duration) (latest time.Time) {
+func scheduledRotation(schedule cron.Schedule, obtained, since time.Time, lifetime time.Duration) time.Time {
 	last := obtained.Add(lifetime * 9 / 10)
 	if since.After(obtained) {
 		obtained = since
 	}
 	first := obtained.Add(scheduleMinDelay)
-	// A cron expression can only be read forwards, so the latest time is searched for:
-	// it is the last second from which on one is left.
-	sort.Search(max(int(last.Sub(first)/time.Second)+1, 0), func(i int) bool {
-		next := schedule.Next(first.Add(time.Duration(i-1) * time.Second)) // at i seconds or later
-		past := next.IsZero() || next.After(last)
-		if !past {
-			latest = next
-		}
-		return past
+	// A cron expression can only be read forwards. So search for the first second that no
+	// scheduled time follows; the latest one is at the second before.
+	seconds := sort.Search(max(int(last.Sub(first)/time.Second)+1, 0), func(i int) bool {
+		next := schedule.Next(first.Add(time.Duration(i-1) * time.Second)) // at second i or later
+		return next.IsZero() || next.After(last)
 	})
-	return latest
+	if seconds == 0 {
+		return time.Time{}
+	}
+	return first.Add(time.Duration(seconds-1) * time.Second)
 }
 
 // scheduleGap returns the first scheduled time after from that is not followed by

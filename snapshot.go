@@ -109,7 +109,7 @@ func (s *snapshot) rotationReason() string {
 	return s.periodReason
 }
 
-// live is the entry's, without its cost.
+// live is entry.live with the times that are derived already.
 func (s *snapshot) live(now time.Time) bool {
 	return before(now, s.liveUntil) && !before(now, s.liveFrom)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 
@@ -58,13 +57,19 @@ func (e *damagedError) Error() string {
 
 // load builds a snapshot of what storage holds. If old has an entry that storage
 // does not have yet, that one counts (rule 9). Without usable settings the snapshot
-// still has the ledger: a creation that failed may have left one, and damaged settings
-// are written again under the same limit.
+// still holds the stored entry, for its ledger: a creation that failed may have left
+// one, and damaged settings are written again under the same limit.
 func (env *environment) load(ctx context.Context, name string, old *snapshot) (*snapshot, error) {
-	config, err := env.getConfig(ctx, name)
-	var damage *damagedError
-	if err != nil && !errors.As(err, &damage) {
+	stored, err := env.get(ctx, configPrefix+name)
+	if err != nil {
 		return nil, err
+	}
+	var config *configEntry
+	var damage *damagedError
+	if stored != nil {
+		if config, err = decodeConfig(stored.Value); err != nil {
+			damage = &damagedError{name, err}
+		}
 	}
 	now := env.now()
 	if config != nil && old != nil && old.unsaved {
@@ -72,9 +77,15 @@ func (env *environment) load(ctx context.Context, name string, old *snapshot) (*
 		s.unsaved = true
 		return s, nil
 	}
-	entry, err := env.getToken(ctx, name)
-	if err != nil {
+	if stored, err = env.get(ctx, tokenPrefix+name); err != nil {
 		return nil, err
+	}
+	var entry tokenEntry
+	if stored != nil {
+		var whole bool
+		if entry, whole = decodeToken(stored.Value, now); !whole { // costs one request, within the limit
+			env.log(name).Error("the stored token entry is damaged; only its ledger of requests is kept, if it can be read")
+		}
 	}
 	// A token that is in memory keeps its reading of the clock. A new reading would
 	// lengthen its life if the wall clock had been set back since (rule 4). Another
@@ -89,34 +100,6 @@ func (env *environment) load(ctx context.Context, name string, old *snapshot) (*
 	s := newSnapshot(config, entry, now)
 	s.damage = damage
 	return s, nil
-}
-
-// getConfig reads a stored config: nil if there is none, a *damagedError if it
-// can't be used.
-func (env *environment) getConfig(ctx context.Context, name string) (*configEntry, error) {
-	stored, err := env.get(ctx, configPrefix+name)
-	if stored == nil {
-		return nil, err
-	}
-	config, err := decodeConfig(stored.Value)
-	if err != nil {
-		return nil, &damagedError{name, err}
-	}
-	return config, nil
-}
-
-// getToken reads a stored token entry, an empty one if there is none. Damage costs
-// one request, within the limit, so it is only logged.
-func (env *environment) getToken(ctx context.Context, name string) (tokenEntry, error) {
-	stored, err := env.get(ctx, tokenPrefix+name)
-	if stored == nil {
-		return tokenEntry{}, err
-	}
-	entry, whole := decodeToken(stored.Value, env.now())
-	if !whole {
-		env.log(name).Error("the stored token entry is damaged; only its ledger of requests is kept, if it can be read")
-	}
-	return entry, nil
 }
 
 // get reads what storage holds at a key; nil if nothing. The error is a *storageError.
