@@ -28,9 +28,11 @@ func TestConfigRefusesBadFields(t *testing.T) {
 		newline    = " must not end in a newline; check the file that it was read from"
 		blank      = " must be printable text without leading or trailing spaces, tabs or newlines"
 		broken     = "-----BEGIN CERTIFICATE-----\nbroken\n-----END CERTIFICATE-----\n"
+		noBegin    = "----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 		noCA       = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 		privateKey = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"
 	)
+	headers := strings.Replace(ca, "-----\n", "-----\nComment: x\n\n", 1)
 	for says, all := range map[string][]fields{
 		"client_id is required":      each("client_id", ""),
 		"client_secret is required":  each("client_secret", ""),
@@ -50,7 +52,7 @@ func TestConfigRefusesBadFields(t *testing.T) {
 		"token_url must be an https URL":      each("token_url", "http://autopay.example/token"),
 		"token_url must not contain a user":   each("token_url", "https://me:"+testSecret+"@autopay.example/"),
 		secretToo:                             append(each("token_url", "https://evil.example/"), each("ca_cert", ca)...),
-		"ca_cert must contain PEM":            each("ca_cert", "hello", " ", ca+"hello", broken+ca, privateKey),
+		"ca_cert must contain PEM":            each("ca_cert", "hello", " ", ca+"hello", broken+ca, noBegin+ca, headers, privateKey),
 		"ca_cert contains a certificate that": each("ca_cert", noCA),
 		"rotation_period must be 0": append(each("rotation_period", 4, "4015d"),
 			fields{"request_timeout": 20, "audience": "x", "rotation_period": 3}), // one bad field of many

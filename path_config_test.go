@@ -77,6 +77,7 @@ func TestConfigListShowsHealth(t *testing.T) {
 			e.configure(fmt.Sprintf("pending-%04d", i), "verify", false)
 		}
 		e.put("config/damaged", "{")
+		e.put("token/damaged", e.stored("token/default"))
 		e.restart()
 		synctest.Wait() // until all are loaded
 		e.put("config/unloaded", e.stored("config/default"))
@@ -172,6 +173,8 @@ func TestConfigDamagedInStorage(t *testing.T) {
 		"other types":   `{"client_id":1,"client_secret":"` + testSecret + `"}`,
 		"no generation": `{"client_id":"x","client_secret":"` + testSecret + `","request_timeout":10}`,
 		"no secret":     `{"client_id":"x","request_timeout":10,"generation":"g"}`,
+		"second wrong type": `{"client_id":"x","client_secret":"` + testSecret +
+			`","generation":"g","request_timeout":"x","token_url":5}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
