@@ -324,8 +324,8 @@ const (
 	unreachable                     // a redirect, a proxy or a certificate is in the way
 )
 
-// A failureKind says why an attempt to obtain a token failed: it is the HTTP status
-// for those who wait for the token, here and in storage.
+// A failureKind says why an attempt to obtain a token failed: it is the HTTP status that
+// waiting readers get. Storage keeps it too.
 type failureKind int
 
 const (

@@ -376,7 +376,7 @@ func (c *configEntry) setFields(data map[string]any) error {
 	return nil
 }
 
-// wholeNumber reads a number as JSON, the CLI or the plugin's wire bring it. Text
+// wholeNumber reads a number as it arrives from JSON, the CLI or the plugin protocol. Text
 // must be plain digits: the SDK understands fewer forms than strconv does, and quotes
 // what it does not.
 func wholeNumber(value any) (int64, error) {

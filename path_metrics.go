@@ -33,7 +33,7 @@ var (
 	descRequests = perCredential("autopay_token_requests_total",
 		"Token requests to Autopay by outcome: success, refused, error, or limited (wanted by an operator or by a "+
 			"reader without a live token, and held back by token_request_limit).", "outcome")
-	descDuration = perCredential("autopay_token_request_duration_seconds", "Duration of token requests.")
+	descDuration = perCredential("autopay_token_request_duration_seconds", "Duration of token requests, in seconds.")
 	descReads    = perCredential("autopay_token_reads_total",
 		"Reads of the token by outcome: ok, degraded (served, but it can't be replaced) or error.", "outcome")
 	descState = perCredential("autopay_credential_state",
@@ -54,10 +54,6 @@ func perCredential(metric, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(metric, help, append([]string{"name"}, labels...), nil)
 }
 
-// Every gauge is computed from the snapshots when Prometheus asks, so that no gauge can
-// disagree with status. Only counters are kept (credential.go). The labels name the
-// credential and an outcome or state, never a client ID.
-
 // Describe implements prometheus.Collector. It describes no metrics in advance,
 // because the set of series depends on the configured credentials.
 func (m *mount) Describe(chan<- *prometheus.Desc) {}
@@ -75,8 +71,10 @@ func (m *mount) Collect(ch chan<- prometheus.Metric) {
 	})
 }
 
-// collect sends the metrics of one credential. All of them come from one snapshot, so
-// they agree with each other even while a refresh ends.
+// collect sends the metrics of one credential. Every gauge is computed from the snapshot
+// when Prometheus asks, so no gauge can disagree with status or with another, even while
+// a refresh ends. Only counters are kept (credential.go). The labels name the credential
+// and an outcome or state, never a client ID.
 func collect(ch chan<- prometheus.Metric, c *credential, s *snapshot, now time.Time) {
 	send := func(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(desc, kind, value, append([]string{c.name}, labels...)...)

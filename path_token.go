@@ -25,7 +25,7 @@ while it can't), not until the token expires; see expire_time.
 // # The read path
 //
 // Most reads find a live token in memory. hotRead answers them: it looks the name up,
-// compares a few times and copies the fields of the response. pathTokenRead is for the
+// compares a few timestamps and copies the fields of the response. pathTokenRead is for the
 // others: a name that is not in memory yet, storage that another node has changed, a
 // token that is no longer live, and requests that the framework has to refuse. Both end
 // in tokenResponse, so a reader can't tell which of them answered.
