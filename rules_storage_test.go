@@ -67,6 +67,15 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 			}
 			e.wantRequests(2)
 		},
+		"so does a failure": func(e *engine, _ any) {
+			e.sim.SetFault(status(401))
+			time.Sleep(25 * time.Hour)
+			e.wantCode(http.StatusBadGateway)(e.read("token"))
+			e.sim.SetFault(autopaysim.Fault{})
+			e.configure("default", "client_id", "second", "verify", false)
+			e.want("status", "state", "pending")
+			e.token("token")
+		},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t)
