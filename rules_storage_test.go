@@ -400,5 +400,7 @@ func TestRule10AStandbyPassesOnWhatItCannotAnswer(t *testing.T) {
 		if _, err := standby.read("token"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
 			t.Errorf("got %v, want read-only", err)
 		}
+		standby.view.state.Store(uint32(consts.ReplicationPerformancePrimary)) // it becomes active
+		standby.wantMetrics("after a read that was passed on", map[string]float64{"token_reads_total default error": 0})
 	})
 }
