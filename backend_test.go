@@ -25,6 +25,12 @@ import (
 
 func TestLifecycle(t *testing.T) {
 	scenes(t, map[string]func(e *engine){
+		"clean stops the timer": func(e *engine) {
+			e.clean(e.t.Context())
+			if e.credential("default").timer != nil {
+				e.t.Error("it is set")
+			}
+		},
 		"clean ends everything at once, twice too, and nothing is written after it": func(e *engine) {
 			e.sim.SetFault(fault("hang"))
 			time.Sleep(18 * time.Hour) // the refresh is under way and hangs

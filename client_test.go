@@ -678,6 +678,9 @@ func TestBackoff(t *testing.T) {
 	if wait := backoffs[refusal].after(minute); wait != 5*minute {
 		t.Errorf("a refusal after an outage waits %s, want 5 minutes", wait)
 	}
+	if wait := backoffs[outage].after(30 * minute); wait != second {
+		t.Errorf("an outage after a Retry-After of 30 minutes waits %s, want a second", wait)
+	}
 }
 
 type roundTripper func(*http.Request) (*http.Response, error)

@@ -162,6 +162,16 @@ func TestClockIsSet(t *testing.T) {
 			e.token("token")
 			e.wantRequests(2)
 		}},
+		"a restart drops a token from the future, and keeps the backoff": {day, 2 * time.Hour, func(e *engine, clock *steppedClock) {
+			time.Sleep(2 * time.Minute)
+			e.sim.SetFault(status(401))
+			e.wantCode(http.StatusBadGateway)(e.write("rotate", nil))
+			e.wantRequests(2)
+			clock.set(0)
+			e.restart()
+			e.wantCode(http.StatusBadGateway)(e.read("token"))
+			e.wantRequests(2)
+		}},
 		"storage is read again, which makes no life longer": {day, 0, func(e *engine, clock *steppedClock) {
 			time.Sleep(10 * time.Hour)
 			clock.set(-time.Hour)

@@ -249,6 +249,13 @@ func TestChangesAreLoggedOnce(t *testing.T) {
 				"[WARN]": 1, "[WARN]  the token could not be replaced": 1, "[ERROR]": 1, "[ERROR] no token to serve": 1,
 			})
 		},
+		"an outage after which Autopay refuses the credential": func(e *engine) {
+			e.sim.SetFault(status(503))
+			time.Sleep(25 * time.Hour)
+			e.sim.SetFault(status(401))
+			time.Sleep(time.Hour)
+			count(e, map[string]int{"[ERROR]": 2, "[ERROR] no token to serve": 2})
+		},
 		"storage that stays down": func(e *engine) {
 			e.storage.failPuts(func(n int64) bool { return n > 1 }) // after the ledger
 			time.Sleep(2 * time.Minute)

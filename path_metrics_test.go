@@ -175,5 +175,10 @@ func TestMetricsOfExchanges(t *testing.T) {
 			"token_request_duration_seconds default 2.5": 0, "token_request_duration_seconds default 5": 1,
 			"token_request_duration_seconds default 60": 1,
 		})
+		// An exchange that its request_timeout of 60 s ends takes a little longer.
+		e.known("default").counters.Load().countExchange(nil, time.Minute+1)
+		e.wantMetrics("after an exchange of more than a minute", map[string]float64{
+			"token_request_duration_seconds default": 2, "token_request_duration_seconds default 60": 1,
+		})
 	})
 }

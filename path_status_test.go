@@ -63,6 +63,10 @@ func TestStatusLater(t *testing.T) {
 			const next = "2000-01-02T00:00:00Z"
 			e.want("status", "next_attempt", next, "next_rotation", next, "consecutive_failures", 1)
 		},
+		"the token is due before the limit allows another request": func(e *engine) {
+			e.configure("default", "token_request_limit", 1)
+			e.want("status", "state", "ok", "next_rotation", "2000-01-02T00:00:00Z", "next_rotation_reason", "retry")
+		},
 		"requests of a day ago are not counted, also if none was sent since": func(e *engine) {
 			e.sim.SetLifetime(10 * 24 * time.Hour)
 			time.Sleep(2 * time.Minute)

@@ -67,6 +67,15 @@ func TestRule7ATokenBelongsToItsSettings(t *testing.T) {
 			}
 			e.wantRequests(2)
 		},
+		"so does a failure": func(e *engine, _ any) {
+			e.sim.SetFault(status(401))
+			time.Sleep(25 * time.Hour)
+			e.wantCode(http.StatusBadGateway)(e.read("token"))
+			e.sim.SetFault(autopaysim.Fault{})
+			e.configure("default", "client_id", "second", "verify", false)
+			e.want("status", "state", "pending")
+			e.token("token")
+		},
 	} {
 		runInBubble(t, name, func(t *testing.T) {
 			e := configured(t)
@@ -391,5 +400,7 @@ func TestRule10AStandbyPassesOnWhatItCannotAnswer(t *testing.T) {
 		if _, err := standby.read("token"); err != logical.ErrReadOnly { //nolint:errorlint // it must be bare
 			t.Errorf("got %v, want read-only", err)
 		}
+		standby.view.state.Store(uint32(consts.ReplicationPerformancePrimary)) // it becomes active
+		standby.wantMetrics("after a read that was passed on", map[string]float64{"token_reads_total default error": 0})
 	})
 }

@@ -179,6 +179,7 @@ func TestWithToken(t *testing.T) {
 		"another token":                {"b", life, 18 * time.Hour, 18 * time.Hour, 18*time.Hour + life, 0},
 		"another, a second later":      {"b", life, time.Second, time.Second, time.Second + life, 0},
 		"another in the same second":   {"b", life, time.Second - 1, time.Second, life, 0},
+		"in the same second, short":    {"b", few, time.Second - 1, -time.Second, few, 0},
 		"another, by a clock set back": {"b", life, -time.Hour, -time.Hour, life - time.Hour, 0},
 		"the same, live":               {"a", life, 18 * time.Hour, 0, life, 21 * time.Hour},
 		"the same, close to its end":   {"a", life, life - 31*sec, 0, life, life - 31*sec + 31*sec/2},
