@@ -180,20 +180,9 @@ func (m *model) step(c *modelCredential) {
 		m.heal()
 	case dice < 55:
 		kinds := []autopaysim.Fault{
-			{Kind: "status", Status: 503},
-			{Kind: "status", Status: 429},
-			{Kind: "status", Status: 401},
-			{Kind: "hang"},
-			{Kind: "refused"},
-			{Kind: "close"},
-			{Kind: "malformed"},
-			{Kind: "html"},
-			{Kind: "oauth_error"},
-			{Kind: "lost"},
-			{Kind: "quoted"},
-			{Kind: "same_token"},
-			{Kind: "same_token"},
-			{Kind: "delay", Delay: time.Duration(m.rng.IntN(12)) * time.Second},
+			status(503), status(429), status(401), fault("hang"), fault("refused"), fault("close"), fault("malformed"),
+			fault("html"), fault("oauth_error"), fault("lost"), fault("quoted"), fault("same_token"), fault("same_token"),
+			delay(time.Duration(m.rng.IntN(12)) * time.Second),
 		}
 		m.fault(kinds[m.rng.IntN(len(kinds))])
 	case dice < 60:
@@ -547,14 +536,7 @@ func (l *concurrentLife) run() {
 	for round := 0; round < 12 && !l.t.Failed(); round++ {
 		l.disturb([]time.Duration{0, 50 * time.Millisecond, 2 * time.Second}[l.rng.IntN(3)], l.rng.IntN(4) == 0)
 		faults := []autopaysim.Fault{
-			{},
-			{},
-			{Kind: autopaysim.FaultStatus, Status: 503},
-			{Kind: autopaysim.FaultStatus, Status: 401},
-			{Kind: autopaysim.FaultDelay, Delay: 3 * time.Second},
-			{Kind: autopaysim.FaultHang},
-			{Kind: autopaysim.FaultSameToken},
-			{Kind: "close"},
+			{}, {}, status(503), status(401), delay(3 * time.Second), fault("hang"), fault("same_token"), fault("close"),
 		}
 		l.sim.SetFault(faults[l.rng.IntN(len(faults))])
 		var wg sync.WaitGroup
