@@ -57,7 +57,8 @@ func unixUp(t time.Time) int64 {
 	return t.Add(time.Second - 1).Unix()
 }
 
-// formatTime renders t in RFC 3339, UTC, rounded up to whole seconds.
+// formatTime renders t in RFC 3339, UTC, rounded up to whole seconds: whoever waits until
+// then does not come too early.
 func formatTime(t time.Time) string {
 	return t.Add(time.Second - 1).Truncate(time.Second).UTC().Format(time.RFC3339)
 }

@@ -186,7 +186,8 @@ type userError struct{ text string }
 // Error implements error.
 func (e *userError) Error() string { return e.text }
 
-// newConfigEntry returns an entry whose numbers are the defaults.
+// newConfigEntry returns an entry whose numbers are the defaults. The default of a text is
+// not stored, so that it can change with a version of the engine.
 func newConfigEntry() *configEntry {
 	return &configEntry{RequestTimeout: defaultRequestTimeout, TokenRequestLimit: defaultRequestLimit}
 }

@@ -108,7 +108,8 @@ type inFlightRefresh struct {
 
 func (c *credential) log() hclog.Logger { return c.env.log(c.name) }
 
-// stale marks what is in memory to be read from storage again.
+// stale marks what is in memory to be read from storage again: after a change by another
+// node, and after a write that failed, because it may have been done all the same.
 func (c *credential) stale() { c.changes.Add(1) }
 
 // current returns the snapshot. It is read from storage first if there is none,

@@ -60,7 +60,8 @@ func (c *credential) rotate(ctx context.Context) (warning string, err error) {
 	if s.live(now) && now.Sub(s.entry.obtained()) < youngToken {
 		return "the token is less than 60 seconds old and was not replaced", nil
 	}
-	// Autopay may answer with the same token again, which is then as old as before.
+	// Autopay may answer with the same token again, which is then as old as before. After
+	// the wall clock was set back, the last request seems to lie ahead.
 	if s.live(now) && s.entry.Failure == nil && now.Sub(s.entry.lastRequest()).Abs() < youngToken {
 		return "a token was requested less than 60 seconds ago; the current token was not replaced", nil
 	}
@@ -233,7 +234,8 @@ func (c *credential) remove(ctx context.Context) error {
 }
 
 // save stores an entry and publishes it. An entry that can't be stored is served
-// from memory until a later refresh stores it (rule 9).
+// from memory until a later refresh stores it (rule 9). A node that has lost the right
+// to write reads storage again instead, because another node writes it now.
 func (c *credential) save(ctx context.Context, s *snapshot, config *configEntry, entry tokenEntry) {
 	var err error
 	if config == nil && len(entry.Requests) == 0 && entry.AccessToken == "" {

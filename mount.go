@@ -57,7 +57,8 @@ func (m *mount) known(name string) *credential {
 	return nil
 }
 
-// credential returns the one credential of a name, made if there is none yet.
+// credential returns the one credential of a name, made if there is none yet. Two callers
+// who are first at the same time get the same one, so a name never has two locks.
 func (m *mount) credential(name string) *credential {
 	v, _ := m.credentials.LoadOrStore(name, newCredential(m.environment, name))
 	return v.(*credential)

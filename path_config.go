@@ -227,7 +227,9 @@ func (m *mount) pathConfigRead(
 	return &logical.Response{Data: data}, nil
 }
 
-// pathConfigDelete corresponds to DELETE on autopay/config[/NAME].
+// pathConfigDelete corresponds to DELETE on autopay/config[/NAME]. A creation that failed
+// may have left a ledger, which is deleted too. A name that left nothing is a 204 and
+// takes no memory.
 func (m *mount) pathConfigDelete(
 	ctx context.Context,
 	_ *logical.Request,

@@ -53,6 +53,7 @@ func (m *mount) pathToken() *framework.Path {
 // framework, which asks Vault for its replication state on every request
 // (sdk/framework/backend.go, HandleRequest). It returns nil for everything else.
 func (m *mount) hotRead(req *logical.Request) *logical.Response {
+	// Data are query parameters, which the framework knows how to treat.
 	if req.Operation != logical.ReadOperation || len(req.Data) != 0 {
 		return nil
 	}

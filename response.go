@@ -9,9 +9,11 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// respondError is the one place that turns errors into responses. A coded error
-// keeps its code across the plugin boundary only if it is returned bare
-// (sdk/plugin/pb/translation.go, ErrToProtoErr).
+// respondError is the one place that turns errors into responses. The caller's faults are
+// error responses, a 400. Autopay's are coded errors: 502 and 503, which Vault's clients
+// repeat; that costs nothing, because a backoff answers them. A coded error keeps its
+// code across the plugin boundary only if it is returned bare
+// (sdk/plugin/pb/translation.go, ErrToProtoErr). Everything else is a 500.
 func respondError(err error) (*logical.Response, error) {
 	switch e := err.(type) { //nolint:errorlint // none of these is ever wrapped
 	case *userError, *notConfiguredError:

@@ -129,7 +129,10 @@ func (s *snapshot) wait(now time.Time) time.Duration {
 	return max(timeLeft(now, s.scheduled), timeLeft(now, s.limitedUntil))
 }
 
-// due reports whether a request is to be sent now.
+// due reports whether a request is to be sent now: when the next one is both wanted and
+// allowed, or when there is no live token and neither the ledger nor a backoff forbids
+// one. The second case is a token that became useless before it was due, because a clock
+// was set.
 func (s *snapshot) due(now time.Time) bool {
 	return !before(now, s.scheduled) && !before(now, s.limitedUntil) || !s.live(now) && s.blocked(now) == nil
 }
@@ -177,7 +180,8 @@ func (s *snapshot) blocked(now time.Time) *failedAttempt {
 	return nil
 }
 
-// problem is what keeps the token from being replaced; nil if nothing does.
+// problem is what keeps the token from being replaced; nil if nothing does. The limit
+// counts only once a request is wanted: until then, nothing waits for it.
 func (s *snapshot) problem(now time.Time) *failedAttempt {
 	if f := s.limited(now); f != nil && (!s.live(now) || !before(now, s.scheduled)) {
 		return f
@@ -186,7 +190,9 @@ func (s *snapshot) problem(now time.Time) *failedAttempt {
 }
 
 // ttl is how long a reader should keep the token before it reads again: until
-// the token is due to be replaced, and not for long while there is a problem.
+// the token is due to be replaced, and not for long while there is a problem. It is
+// rounded up, so that a reader who comes back then does not come too early, and at
+// least minTTL, so that no reader polls.
 func (s *snapshot) ttl(now time.Time, problem *failedAttempt) time.Duration {
 	most, wait := s.period, timeLeft(now, s.scheduled)
 	if problem != nil {

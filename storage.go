@@ -111,8 +111,9 @@ func (env *environment) get(ctx context.Context, key string) (*logical.StorageEn
 	return stored, nil
 }
 
-// put stores a value. Nothing is written once the mount has been stopped. The error
-// is a *storageError, the context's, or logical.ErrReadOnly.
+// put stores a value. Nothing is written once the mount has been stopped, because another
+// process may have begun to serve it. The error is a *storageError, the context's, or
+// logical.ErrReadOnly.
 func (env *environment) put(ctx context.Context, key string, value any) error {
 	stored, err := logical.StorageEntryJSON(key, value)
 	if err == nil {
