@@ -140,8 +140,7 @@ look() {
 
 # older reports whether $1 is an older version than $2. It does not compare pre-releases.
 older() {
-  set -- "${1%%[-+]*}" "${2%%[-+]*}"
-  [ "$1" != "$2" ] && [ "$(printf '%s\n' "$@" | sort -V | head -n 1)" = "$1" ]
+  ! printf '%s\n' "${2%%[-+]*}" "${1%%[-+]*}" | sort -V -C
 }
 
 if [ -z "$copy_only" ]; then

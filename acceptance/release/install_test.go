@@ -31,7 +31,7 @@ func bareTools(t *testing.T, cli string) string {
 	if _, err := exec.LookPath(sum); err != nil {
 		sum = "shasum"
 	}
-	for _, tool := range strings.Fields("bash cat chmod cp cut dirname grep id mktemp mv ps rm tr " + sum) {
+	for _, tool := range strings.Fields("bash cat chmod cp cut dirname grep id mktemp mv ps rm sort tr " + sum) {
 		path, err := exec.LookPath(tool)
 		if err != nil {
 			t.Fatal(err)
