@@ -160,7 +160,7 @@ func issues(p *harness.Autopay, client string) (answered []time.Time) {
 // in a file, the other in the environment of a child process. The audit log tells what they did.
 func TestExampleAgent(t *testing.T) {
 	t.Parallel()
-	const period = 8 * time.Second
+	const period = 10 * time.Second // so an Agent that reads during a slow refresh misses no token
 	m, p := exampleVault(t), harness.StartAutopayBanning(t, 30)
 	p.SetLifetime(time.Minute)
 	cred := p.NewCredential()
