@@ -64,6 +64,9 @@ func (c Cluster) Active(tb testing.TB) *Server {
 	var leader *Server
 	Eventually(tb, StartWithin, "no active node", func() bool {
 		for _, node := range c {
+			if node.ended() { // another server may have its port by now
+				continue
+			}
 			health, err := node.Client("").Sys().Health()
 			if err == nil && health.Initialized && !health.Sealed && !health.Standby {
 				leader = node

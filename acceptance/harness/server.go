@@ -250,7 +250,7 @@ func (s *Server) complaints() string {
 	if err != nil {
 		return err.Error()
 	}
-	lines := regexp.MustCompile(`.*(ERROR|WARN|panic|Error|`+PluginName+`).*\n`).FindAllString(string(log), -1)
+	lines := regexp.MustCompile(`.*(\[ERROR\]|\[WARN\]|panic|Error|`+PluginName+`).*\n?`).FindAllString(string(log), -1)
 	return strings.Join(lines[max(0, len(lines)-40):], "")
 }
 
