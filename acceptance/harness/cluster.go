@@ -17,7 +17,7 @@ func StartCluster(tb testing.TB) Cluster {
 	tb.Helper()
 	const n = 3
 	dir := tb.TempDir()
-	first, err := Launch(dir, "node0")
+	first, err := launch(dir, "node0")
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -134,7 +134,7 @@ var shared struct {
 func SharedVault(tb testing.TB) *Server {
 	tb.Helper()
 	shared.once.Do(func() {
-		shared.server, shared.err = Launch(Dir, "shared")
+		shared.server, shared.err = launch(Dir, "shared")
 	})
 	if shared.err != nil {
 		tb.Fatalf("shared server: %v", shared.err)

@@ -60,7 +60,7 @@ func (s *Server) AddPlugin(tb testing.TB, name, tool string, kind api.PluginType
 
 // plugins returns the process IDs of this server's plugins.
 func (s *Server) plugins() ([]int, error) {
-	all, err := Children(s.PID())
+	all, err := children(s.PID())
 	if err != nil {
 		return nil, err
 	}

@@ -20,9 +20,9 @@ func DieWithTests(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }
 
-// Children returns the running processes that parent started: the path of each
+// children returns the running processes that parent started: the path of each
 // executable, by process ID.
-func Children(parent int) (map[int]string, error) {
+func children(parent int) (map[int]string, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return nil, err

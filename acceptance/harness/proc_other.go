@@ -13,9 +13,9 @@ import (
 // dies.
 func DieWithTests(*exec.Cmd) {}
 
-// Children returns the processes that parent started: the path of each
+// children returns the processes that parent started: the path of each
 // executable, by process ID.
-func Children(parent int) (map[int]string, error) {
+func children(parent int) (map[int]string, error) {
 	out, err := exec.CommandContext(context.Background(), "ps", "-A", "-o", "pid=,ppid=,comm=").Output()
 	if err != nil {
 		return nil, err

@@ -41,7 +41,7 @@ type Server struct {
 // it has leaked a secret.
 func StartVault(tb testing.TB) *Server {
 	tb.Helper()
-	s, err := Launch(tb.TempDir(), "node0")
+	s, err := launch(tb.TempDir(), "node0")
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -61,9 +61,9 @@ func (s *Server) retire(tb testing.TB) {
 	}
 }
 
-// Launch starts a server like that of StartVault, with its files below dir. The
+// launch starts a server like that of StartVault, with its files below dir. The
 // caller stops it. An error holds the end of the server's log.
-func Launch(dir, name string) (*Server, error) {
+func launch(dir, name string) (*Server, error) {
 	s, err := newServer(dir, name)
 	if err != nil {
 		return nil, err
