@@ -207,10 +207,11 @@ func decodeConfig(data []byte) (*configEntry, error) {
 		return nil, errors.New("its generation is missing")
 	}
 	for _, f := range configFields {
-		_, text := fields[f.name].(string)
-		if f.issuedFor && fields[f.name] != nil && !text {
+		value := fields[f.name]
+		if _, isText := value.(string); f.issuedFor && value != nil && !isText {
 			return nil, fmt.Errorf("its %s is not a string", f.name)
-		} else if !f.issuedFor && f.check(c) != nil {
+		}
+		if !f.issuedFor && f.check(c) != nil {
 			f.copy(c, fallback)
 		}
 	}
